@@ -1,0 +1,18 @@
+// The generated kernel families, for the kernel table. See the file of each.
+#pragma once
+
+#include "gemm/kernel.h"
+
+namespace qgemm {
+
+int Avx2MaxColumns(int rows);
+TileFn Avx2Tile(const TileKey& key);
+RowKernels Avx2Rows(XType x);
+PeakLoop Avx2Peak();
+
+int Avx512VnniMaxColumns(int rows);
+TileFn Avx512VnniTile(const TileKey& key);
+RowKernels Avx512VnniRows(XType x);
+PeakLoop Avx512VnniPeak();
+
+}  // namespace qgemm

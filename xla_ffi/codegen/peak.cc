@@ -1,0 +1,51 @@
+// Register-only loops of the arithmetic of each family: the speed that no kernel can exceed.
+#include <xbyak/xbyak.h>
+
+#include "codegen/families.h"
+
+namespace qgemm {
+namespace {
+
+constexpr int kSums = 12;    // independent, which hides the latency
+constexpr int kRepeats = 8;  // of all sums in one iteration
+
+class PeakEmitter final : public Xbyak::CodeGenerator {
+ public:
+  explicit PeakEmitter(Isa isa) : CodeGenerator(4096, Xbyak::DontSetProtectRWE) {
+    Xbyak::Label loop;
+    L(loop);
+    for (int i = 0; i < kRepeats * kSums; ++i) {
+      const int sum = i % kSums;
+      if (isa == Isa::kAvx512Vnni) {
+        vpdpbusd(Xbyak::Zmm(sum), Xbyak::Zmm(30), Xbyak::Zmm(31));
+      } else {
+        vpmaddwd(Xbyak::Ymm(15), Xbyak::Ymm(13), Xbyak::Ymm(14));
+        vpaddd(Xbyak::Ymm(sum), Xbyak::Ymm(sum), Xbyak::Ymm(15));
+      }
+    }
+    sub(rdi, 1);
+    jnz(loop, T_NEAR);
+    vzeroupper();
+    ret();
+    setProtectModeRE();
+  }
+};
+
+PeakLoop Generate(Isa isa, double macs_per_instruction) {
+  const auto* emitter = new PeakEmitter(isa);  // lives as long as the process
+  return {emitter->getCode<void (*)(std::int64_t)>(), kRepeats * kSums * macs_per_instruction};
+}
+
+}  // namespace
+
+PeakLoop Avx2Peak() {
+  static const PeakLoop loop = Generate(Isa::kAvx2, 16);
+  return loop;
+}
+
+PeakLoop Avx512VnniPeak() {
+  static const PeakLoop loop = Generate(Isa::kAvx512Vnni, 64);
+  return loop;
+}
+
+}  // namespace qgemm

@@ -1,0 +1,12 @@
+// Generated row-wise quantization: the largest magnitude of a row, and rounding it to integers.
+#pragma once
+
+#include "codegen/vector_emitter.h"
+#include "gemm/kernel.h"
+
+namespace qgemm {
+
+// The kernels for x of type kF32 or kBf16 (generated at first use).
+RowKernels GeneratedRows(VectorWidth width, XType x);
+
+}  // namespace qgemm

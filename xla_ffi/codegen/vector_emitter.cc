@@ -1,0 +1,137 @@
+#include "codegen/vector_emitter.h"
+
+namespace qgemm {
+
+using Xbyak::Xmm;
+using Xbyak::Ymm;
+using Xbyak::Zmm;
+
+namespace {
+constexpr int kUnordered = 3;  // predicates of vcmpps
+constexpr int kOrdered = 7;
+}  // namespace
+
+void VectorEmitter::Zero(const Vec& v) {
+  if (wide_) {
+    vpxord(v, v, v);
+  } else {
+    vpxor(v, v, v);
+  }
+}
+
+void VectorEmitter::And(const Vec& to, const Vec& a, const Xbyak::Operand& b) {
+  if (wide_) {
+    vpandd(to, a, b);
+  } else {
+    vpand(to, a, b);
+  }
+}
+
+void VectorEmitter::Or(const Vec& to, const Vec& a, const Xbyak::Operand& b) {
+  if (wide_) {
+    vpord(to, a, b);
+  } else {
+    vpor(to, a, b);
+  }
+}
+
+void VectorEmitter::LoadInt(const Vec& to, const Address& from) {
+  if (wide_) {
+    vmovdqu32(to, from);
+  } else {
+    vmovdqu(to, from);
+  }
+}
+
+void VectorEmitter::StoreInt(const Address& to, const Vec& v) {
+  if (wide_) {
+    vmovdqu32(to, v);
+  } else {
+    vmovdqu(to, v);
+  }
+}
+
+void VectorEmitter::LoadBf16(const Vec& to, const RegExp& from) {
+  vpmovzxwd(to, wide_ ? yword[from] : xword[from]);
+  vpslld(to, to, 16);
+}
+
+Xbyak::Address VectorEmitter::Constant(std::uint32_t value) {
+  const Xbyak::Label& label = constants_[value];
+  return wide_ ? ptr_b[rip + label] : yword[rip + label];
+}
+
+void VectorEmitter::NanToZero(const Vec& v, const Vec& temporary) {
+  if (wide_) {
+    vcmpps(k1, v, v, kOrdered);
+    vmovaps(v | k1 | T_z, v);
+  } else {
+    vcmpps(temporary, v, v, kOrdered);
+    vandps(v, v, temporary);
+  }
+}
+
+void VectorEmitter::StoreByte(const RegExp& to, const Vec& v, bool is_signed) {
+  if (wide_) {
+    vpmovdb(xword[to], v);
+    return;
+  }
+  const Ymm y(v.getIdx());
+  const Xmm x(v.getIdx());
+  vpackssdw(y, y, y);
+  vpermq(y, y, 0x08);  // the low halves of both 128-bit lanes
+  if (is_signed) {
+    vpacksswb(x, x, x);
+  } else {
+    vpackuswb(x, x, x);
+  }
+  vmovq(qword[to], x);
+}
+
+void VectorEmitter::StoreInt16(const RegExp& to, const Vec& v) {
+  if (wide_) {
+    vpmovdw(yword[to], v);
+    return;
+  }
+  const Ymm y(v.getIdx());
+  vpackssdw(y, y, y);
+  vpermq(y, y, 0x08);
+  vmovdqu(xword[to], Xmm(v.getIdx()));
+}
+
+// Round to nearest even on the bits: (u + 0x7fff + ((u >> 16) & 1)) >> 16; a NaN keeps its top bits
+// and is made quiet. vcvtneps2bf16 would flush subnormals.
+void VectorEmitter::StoreBf16(const RegExp& to, const Vec& v, const Vec& t0, const Vec& t1) {
+  vpsrld(t0, v, 16);
+  And(t0, t0, Constant(1));
+  vpaddd(t0, t0, Constant(0x7fff));
+  vpaddd(t0, t0, v);
+  vpsrld(t0, t0, 16);
+  if (wide_) {
+    vcmpps(k1, v, v, kUnordered);
+    vpsrld(t0 | k1, v, 16);
+    vpord(t0 | k1, t0, Constant(0x40));
+    vpmovdw(yword[to], t0);
+    return;
+  }
+  vcmpps(t1, v, v, kUnordered);
+  vpsrld(v, v, 16);
+  vpor(v, v, Constant(0x40));
+  vpblendvb(t0, t0, v, t1);
+  vpackusdw(t0, t0, t0);
+  vpermq(Ymm(t0.getIdx()), Ymm(t0.getIdx()), 0x08);
+  vmovdqu(xword[to], Xmm(t0.getIdx()));
+}
+
+void VectorEmitter::Finish() {
+  vzeroupper();
+  ret();
+  align(32);
+  for (auto& [value, label] : constants_) {
+    L(label);
+    for (int i = 0; i < 8; ++i) dd(value);
+  }
+  setProtectModeRE();
+}
+
+}  // namespace qgemm

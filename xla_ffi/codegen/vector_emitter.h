@@ -1,0 +1,68 @@
+// Vector instructions under one name for AVX2 (8 lanes of 32 bits) and AVX-512 (16 lanes), so that
+// what is not a hot loop is written once.
+#pragma once
+
+#include <xbyak/xbyak.h>
+
+#include <cstdint>
+#include <map>
+
+namespace qgemm {
+
+enum class VectorWidth { k256, k512 };
+
+class VectorEmitter : public Xbyak::CodeGenerator {
+ public:
+  VectorEmitter(const VectorEmitter&) = delete;
+  VectorEmitter& operator=(const VectorEmitter&) = delete;
+
+ protected:
+  using Vec = Xbyak::Xmm;  // holds a Ymm or a Zmm
+  using Address = Xbyak::Address;
+  using RegExp = Xbyak::RegExp;
+
+  explicit VectorEmitter(VectorWidth width)
+      : CodeGenerator(kCapacity, Xbyak::DontSetProtectRWE), wide_(width == VectorWidth::k512) {}
+
+  bool wide() const { return wide_; }
+  int lanes() const { return wide_ ? 16 : 8; }
+  int vector_bytes() const { return 4 * lanes(); }
+  Vec V(int index) const { return wide_ ? Vec(Xbyak::Zmm(index)) : Vec(Xbyak::Ymm(index)); }
+
+  void Zero(const Vec& v);
+  void And(const Vec& to, const Vec& a, const Xbyak::Operand& b);
+  void Or(const Vec& to, const Vec& a, const Xbyak::Operand& b);
+  void LoadInt(const Vec& to, const Address& from);
+  void StoreInt(const Address& to, const Vec& v);
+  void LoadBf16(const Vec& to, const RegExp& from);
+  // A 32-bit constant in every lane, as a memory operand. The data follows the code.
+  Address Constant(std::uint32_t value);
+  // v = instruction(v, scalar in memory, broadcast). `temporary` is clobbered on AVX2.
+  template <class Instruction>
+  void WithScalar(Instruction instruction, const Vec& v, const RegExp& scalar,
+                  const Vec& temporary) {
+    if (wide_) {
+      (this->*instruction)(v, v, ptr_b[scalar]);
+    } else {
+      vbroadcastss(temporary, dword[scalar]);
+      (this->*instruction)(v, v, temporary);
+    }
+  }
+
+  void NanToZero(const Vec& v, const Vec& temporary);
+  // Narrowing stores. Integer lanes are already within the range of the target; v is clobbered.
+  void StoreByte(const RegExp& to, const Vec& v, bool is_signed);
+  void StoreInt16(const RegExp& to, const Vec& v);
+  void StoreBf16(const RegExp& to, const Vec& v, const Vec& t0, const Vec& t1);
+
+  // Ends the function: constants, then the memory becomes executable and read-only.
+  void Finish();
+
+ private:
+  static constexpr std::size_t kCapacity = 32
+                                           << 10;  // address space; only touched pages are memory
+  const bool wide_;
+  std::map<std::uint32_t, Xbyak::Label> constants_;
+};
+
+}  // namespace qgemm

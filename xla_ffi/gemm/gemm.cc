@@ -1,0 +1,202 @@
+#include "gemm/gemm.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "gemm/quantize.h"
+#include "gemm/rows.h"
+#include "runtime/float_env.h"
+#include "runtime/scratch.h"
+
+namespace qgemm {
+namespace {
+
+// Of one thread, kept between calls.
+struct Workspace {
+  PreparedRows rows;
+  Scratch partial, out_tile, columns, column_sums;
+};
+
+Workspace& ThreadWorkspace() {
+  thread_local Workspace workspace;
+  return workspace;
+}
+
+// The data of a panel's columns. Kernels read whole vectors of it, so where a panel ends inside one
+// the data is a zero-padded copy.
+struct PanelColumns {
+  const std::int32_t* sums;  // of the first block of K, then sums_stride apart
+  std::int64_t sums_stride;
+  const std::int32_t* zeros;
+  const float* scales;
+  const float* bias;
+};
+
+PanelColumns ColumnsAt(const GemmOperands& o, const std::int32_t* sums, std::int64_t n,
+                       std::int64_t column) {
+  const auto at = [column](const auto* p) { return p == nullptr ? p : p + column; };
+  return {sums + column, n, at(o.w_zero), o.w_scale + column, at(o.bias)};
+}
+
+PanelColumns PaddedColumns(const PanelColumns& from, std::int64_t valid, std::int64_t k_blocks,
+                           Scratch& memory) {
+  auto* next = memory.Reserve<std::uint8_t>(std::size_t((k_blocks + 3) * kPanelColumns * 4));
+  const auto copy = [&](const auto* p) {
+    if (p == nullptr) return p;
+    std::memset(next, 0, kPanelColumns * 4);
+    std::memcpy(next, p, std::size_t(valid) * 4);
+    p = reinterpret_cast<decltype(p)>(next);
+    next += kPanelColumns * 4;
+    return p;
+  };
+  PanelColumns to{};
+  to.zeros = copy(from.zeros);
+  to.scales = copy(from.scales);
+  to.bias = copy(from.bias);
+  to.sums_stride = kPanelColumns;
+  to.sums = reinterpret_cast<const std::int32_t*>(next);
+  for (std::int64_t block = 0; block < k_blocks; ++block)
+    copy(from.sums + block * from.sums_stride);
+  return to;
+}
+
+// Runs the tiles of one row block and one panel.
+class BlockRunner {
+ public:
+  BlockRunner(const Plan& plan, const GemmOperands& operands, Workspace& workspace)
+      : plan_(plan), operands_(operands), workspace_(workspace) {
+    const Epilogue& epilogue = plan.epilogue;
+    out_size_ = SizeOf(epilogue.out);
+    column_sums_ = operands.column_sums;
+    if (plan.k_blocks == 1) SumColumnBlocks();
+    if (epilogue.x_zero == Granularity::kTensor) {
+      const std::int32_t zero = operands.x_zero == nullptr ? 0 : operands.x_zero[0];
+      args_.x_zero = std::int32_t(std::uint32_t(zero) + std::uint32_t(ZeroShift(plan.key.spec.x)));
+    }
+    if (epilogue.x_scale == Granularity::kTensor && operands.x_scale != nullptr) {
+      args_.x_scale = operands.x_scale[0];
+    }
+    if (IsQuantized(epilogue.out)) {
+      const bool is_signed = epilogue.out == OutType::kS8;
+      const QuantizeArgs q = StaticQuantizeArgs(operands.out_scale, operands.out_zero,
+                                                is_signed ? -128 : 0, is_signed ? 127 : 255);
+      args_.out_inverse = q.inverse;
+      args_.out_low = q.low;
+      args_.out_high = q.high;
+      args_.out_zero = q.zero;
+    }
+    args_.a_stride = plan.a_stride;
+    args_.partial = workspace.partial.Reserve<float>(kMaxTileRows * kPanelColumns);
+  }
+
+  void Run(std::int64_t row_block, std::int64_t panel) {
+    const std::int64_t n = plan_.key.shape.n;
+    const std::int64_t first_column = panel * kPanelColumns;
+    const std::int64_t width = plan_.layout.PanelWidth(panel);
+    const std::int64_t valid = std::min(width, n - first_column);
+    const bool padded = valid < width;
+    PanelColumns columns = ColumnsAt(operands_, column_sums_, n, first_column);
+    if (padded) columns = PaddedColumns(columns, valid, plan_.k_blocks, workspace_.columns);
+
+    const std::int64_t first_row = plan_.row_blocks.Begin(row_block);
+    const EvenSplit tiles = plan_.Tiles(plan_.row_blocks.Size(row_block));
+    for (std::int64_t tile = 0; tile < tiles.parts; ++tile) {
+      const std::int64_t row = tiles.Begin(tile);
+      const std::int64_t rows = tiles.Size(tile);
+      auto* out = static_cast<std::uint8_t*>(operands_.out) +
+                  ((first_row + row) * n + first_column) * out_size_;
+      if (!padded) {
+        RunTile(row, rows, panel, columns, out, n * out_size_);
+        continue;
+      }
+      const std::int64_t stride = kPanelColumns * out_size_;
+      auto* staged = workspace_.out_tile.Reserve<std::uint8_t>(std::size_t(kMaxTileRows * stride));
+      RunTile(row, rows, panel, columns, staged, stride);
+      for (std::int64_t r = 0; r < rows; ++r) {
+        std::memcpy(out + r * n * out_size_, staged + r * stride, std::size_t(valid * out_size_));
+      }
+    }
+  }
+
+ private:
+  // An int32 result takes K in one piece; the packed sums may be in several.
+  void SumColumnBlocks() {
+    const std::int64_t n = plan_.key.shape.n;
+    const std::int64_t blocks = KBlocks(plan_.key.shape.k, plan_.epilogue.w_zero);
+    if (blocks == 1) return;
+    auto* total = workspace_.column_sums.Reserve<std::int32_t>(std::size_t(n));
+    for (std::int64_t i = 0; i < n; ++i) {
+      std::uint32_t sum = 0;
+      for (std::int64_t b = 0; b < blocks; ++b) {
+        sum += std::uint32_t(operands_.column_sums[b * n + i]);
+      }
+      total[i] = std::int32_t(sum);
+    }
+    column_sums_ = total;
+  }
+
+  void RunTile(std::int64_t row, std::int64_t rows, std::int64_t panel, const PanelColumns& columns,
+               std::uint8_t* out, std::int64_t out_stride) {
+    const std::int64_t width = plan_.layout.PanelWidth(panel);
+    const std::int8_t* w = operands_.w + plan_.layout.PanelOffset(panel);
+    const PreparedRows& prepared = workspace_.rows;
+    const auto at = [](const auto* p, std::int64_t column) {
+      return p == nullptr ? p : p + column;
+    };
+    TileArgs& args = args_;
+    args.out_stride = out_stride;
+    args.row_zeros = prepared.zeros(row);
+    args.row_scales = prepared.scales(row);
+    for (const TileStep& step : plan_.Steps(rows, width)) {
+      args.out = out + step.column * out_size_;
+      args.column_zeros = at(columns.zeros, step.column);
+      args.column_scales = columns.scales + step.column;
+      args.bias = at(columns.bias, step.column);
+      for (std::int64_t block = 0; block < plan_.k_blocks; ++block) {
+        const std::int64_t first = block * plan_.k_block;
+        const std::int64_t length = std::min(plan_.k_block, plan_.layout.PaddedK() - first);
+        args.a = prepared.a(row) + first * SizeOf(plan_.family->a_format);
+        args.b = w + (first / kQuad * width + step.column) * kQuad;
+        args.quads = length / kQuad;
+        args.row_sums = prepared.sums(block, row);
+        args.column_sums = columns.sums + block * columns.sums_stride + step.column;
+        const KPart part = plan_.k_blocks == 1          ? KPart::kWhole
+                           : block == 0                 ? KPart::kFirst
+                           : block < plan_.k_blocks - 1 ? KPart::kMiddle
+                                                        : KPart::kLast;
+        args.key = &step.keys[int(part)];
+        step.kernels[int(part)](&args);
+      }
+    }
+  }
+
+  const Plan& plan_;
+  const GemmOperands& operands_;
+  Workspace& workspace_;
+  TileArgs args_{};
+  std::int64_t out_size_ = 4;
+  const std::int32_t* column_sums_ = nullptr;
+};
+
+}  // namespace
+
+void RunItems(const Plan& plan, const GemmOperands& operands, Job& job, std::int64_t first) {
+  const FloatEnvironment ieee;
+  Workspace& workspace = ThreadWorkspace();
+  BlockRunner runner(plan, operands, workspace);
+  std::int64_t prepared = -1;
+  for (std::int64_t item = first; item >= 0; item = job.Next()) {
+    const std::int64_t row_block = item / plan.panel_groups.parts;
+    const std::int64_t group = item % plan.panel_groups.parts;
+    if (row_block != prepared) {
+      workspace.rows.Prepare(plan, operands, plan.row_blocks.Begin(row_block),
+                             plan.row_blocks.Size(row_block));
+      prepared = row_block;
+    }
+    const std::int64_t begin = plan.panel_groups.Begin(group);
+    for (std::int64_t p = 0; p < plan.panel_groups.Size(group); ++p)
+      runner.Run(row_block, begin + p);
+  }
+}
+
+}  // namespace qgemm

@@ -1,0 +1,22 @@
+// Runs a planned GEMM.
+#pragma once
+
+#include <cstdint>
+
+#include "gemm/plan.h"
+#include "runtime/parallel.h"
+
+namespace qgemm {
+
+// Works through the items a participant claims from `job`, the first of them in hand.
+void RunItems(const Plan& plan, const GemmOperands& operands, Job& job, std::int64_t first);
+
+// Pool: see ParallelClaim.
+template <class Pool>
+void RunGemm(const Plan& plan, const GemmOperands& operands, Pool& pool) {
+  if (plan.key.shape.m == 0 || plan.key.shape.n == 0) return;
+  ParallelClaim(pool, plan.Items(), plan.threads,
+                [&](Job& job, std::int64_t first) { RunItems(plan, operands, job, first); });
+}
+
+}  // namespace qgemm

@@ -1,0 +1,104 @@
+// The interface of a kernel family: what an ISA has to provide, and what it is given.
+#pragma once
+
+#include <cstdint>
+
+#include "gemm/spec.h"
+#include "runtime/cpu.h"
+
+namespace qgemm {
+
+// ---------------------------------------------------------------- tiles
+
+inline constexpr int kMaxTileRows = 6;
+
+// Which part of K a tile sums (layout.h: KBlock). All but the last leave an f32 sum in `partial`.
+enum class KPart : std::uint8_t { kWhole, kFirst, kMiddle, kLast };
+
+// Identifies a micro-kernel: `rows` x `columns` outputs of a panel `panel_columns` wide. Everything
+// else of a problem (K, strides, pointers) is an argument, so the number of kernels is bounded.
+struct TileKey {
+  int rows = 1;
+  int columns = 16;
+  int panel_columns = 64;
+  KPart part = KPart::kWhole;
+  Epilogue epilogue;
+
+  friend bool operator==(const TileKey& a, const TileKey& b) {
+    return a.rows == b.rows && a.columns == b.columns && a.panel_columns == b.panel_columns &&
+           a.part == b.part && a.epilogue == b.epilogue;
+  }
+};
+
+// Pointers are to the first row or column of the tile. Column data may be read up to `columns`, so
+// the caller passes padded copies at the end of a matrix; the same for `out`.
+struct TileArgs {
+  const void* a;          // prepared rows of x, see AFormat; zero-padded to quads
+  std::int64_t a_stride;  // bytes between rows
+  const std::int8_t* b;   // the panel, from the tile's first column and first quad on
+  std::int64_t quads;     // of K to sum
+  void* out;
+  std::int64_t out_stride;        // bytes between rows
+  float* partial;                 // [rows][kPanelColumns], used unless KPart::kWhole
+  const std::int32_t* row_sums;   // sum_k a[m,k], if w_zero
+  const std::int32_t* row_zeros;  // x_zero per row, in terms of a
+  const float* row_scales;
+  const std::int32_t* column_sums;  // sum_k (w[k,n] - w_zero[n])
+  const std::int32_t* column_zeros;
+  const float* column_scales;
+  const float* bias;
+  std::int32_t x_zero;  // x_zero per tensor, in terms of a
+  float x_scale;        // per tensor
+  // Requantization: clamp(y * out_inverse, out_low, out_high), rounded, plus out_zero.
+  float out_inverse, out_low, out_high;
+  std::int32_t out_zero;
+  const TileKey* key;  // for kernels that are not generated
+};
+
+using TileFn = void (*)(const TileArgs*);
+
+// ---------------------------------------------------------------- rows of x
+
+// How a family wants x: unsigned bytes, or the same values as int16. int8 x is shifted by +128.
+enum class AFormat : std::uint8_t { kU8, kS16 };
+
+constexpr std::int64_t SizeOf(AFormat format) { return format == AFormat::kU8 ? 1 : 2; }
+
+// The bits of max |x[i]|: ordered like the values, and >= 0x7f800000 if an element is Inf or NaN.
+using AbsMaxFn = std::uint32_t (*)(const void* x, std::int64_t count);
+
+// q[i] = rne(clamp(x[i] * inverse, low, high)) + zero, NaN counting as 0.
+struct QuantizeArgs {
+  float inverse, low, high;
+  std::int32_t zero;
+};
+using QuantizeFn = void (*)(const void* x, std::int64_t count, const QuantizeArgs* args, void* q);
+
+struct RowKernels {
+  AbsMaxFn abs_max;
+  QuantizeFn to_byte;  // uint8 or int8 (the same bits)
+  QuantizeFn to_int16;
+};
+
+// ---------------------------------------------------------------- families
+
+// Only the arithmetic of a family's micro-kernel, for so many iterations.
+struct PeakLoop {
+  void (*run)(std::int64_t iterations);
+  double macs_per_iteration;
+};
+
+// One row of the kernel table (kernels.cc).
+struct KernelFamily {
+  Isa isa;
+  AFormat a_format;
+  double macs_per_cycle;           // of one core at best, for the cost model
+  int (*max_columns)(int rows);    // the widest tile of so many rows: divides 64, a multiple of 8
+  TileFn (*tile)(const TileKey&);  // generated at first use, then cached
+  RowKernels (*rows)(XType x);     // x: kF32 or kBf16
+  PeakLoop (*peak)();              // null where there is no such loop
+};
+
+const KernelFamily& FamilyOf(Isa isa);
+
+}  // namespace qgemm

@@ -1,0 +1,31 @@
+// The kernel table: one line per family. Dispatch, tests and benchmarks derive from it.
+#include <iterator>
+
+#include "gemm/kernel.h"
+#include "portable/portable.h"
+#ifdef JAX_QGEMM_JIT
+#include "codegen/families.h"
+#endif
+
+namespace qgemm {
+namespace {
+
+const KernelFamily kFamilies[] = {
+    {Isa::kPortable, AFormat::kU8, 2, PortableMaxColumns, PortableTile, PortableRows, nullptr},
+#ifdef JAX_QGEMM_JIT
+    {Isa::kAvx2, AFormat::kS16, 28, Avx2MaxColumns, Avx2Tile, Avx2Rows, Avx2Peak},
+    {Isa::kAvx512Vnni, AFormat::kU8, 64, Avx512VnniMaxColumns, Avx512VnniTile, Avx512VnniRows,
+     Avx512VnniPeak},
+#endif
+};
+
+}  // namespace
+
+const KernelFamily& FamilyOf(Isa isa) {
+  for (const KernelFamily& family : kFamilies) {
+    if (family.isa == isa) return family;
+  }
+  return kFamilies[0];
+}
+
+}  // namespace qgemm

@@ -1,0 +1,36 @@
+// Packs a weight matrix into the layout of layout.h.
+#pragma once
+
+#include <cstdint>
+
+#include "gemm/layout.h"
+#include "runtime/parallel.h"
+
+namespace qgemm {
+
+// w[k, n] row-major, w_zero[n] or null; packed[layout.Bytes()], column_sums[KBlocks, n] of
+// w - w_zero.
+struct PackOperands {
+  const std::int8_t* w;
+  const std::int32_t* w_zero;
+  std::int8_t* packed;
+  std::int32_t* column_sums;
+};
+
+void PackPanel(const PackedLayout& layout, const PackOperands& operands, std::int64_t panel);
+
+// Pool: see ParallelClaim.
+template <class Pool>
+void Pack(const PackedLayout& layout, const PackOperands& operands, Pool& pool, int threads) {
+  // A panel smaller than this is packed sooner than a thread is woken.
+  constexpr std::int64_t kBytesPerThread = 256 << 10;
+  const std::int64_t worth = std::max<std::int64_t>(1, layout.Bytes() / kBytesPerThread);
+  ParallelClaim(pool, layout.Panels(), int(std::min<std::int64_t>(threads, worth)),
+                [&](Job& job, std::int64_t first) {
+                  for (std::int64_t panel = first; panel >= 0; panel = job.Next()) {
+                    PackPanel(layout, operands, panel);
+                  }
+                });
+}
+
+}  // namespace qgemm

@@ -1,0 +1,167 @@
+#include "gemm/plan.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <mutex>
+#include <shared_mutex>
+#include <unordered_map>
+
+namespace qgemm {
+namespace {
+
+// A thread is worth waking for so many cycles of work: handing over costs some microseconds.
+constexpr double kCyclesPerItem = 100e3;
+// Bytes of weights a core streams per cycle when they come from beyond its L2.
+constexpr double kStreamBytesPerCycle = 8;
+// More plans than any program has shapes; beyond it the cache starts anew.
+constexpr std::size_t kMaxPlans = 4096;
+
+struct PlanKeyHash {
+  std::size_t operator()(const PlanKey& key) const {
+    const Epilogue& e = key.spec.epilogue;
+    const std::uint64_t flags = std::uint64_t(key.spec.x) | std::uint64_t(e.out) << 4 |
+                                std::uint64_t(e.activation) << 8 | std::uint64_t(e.x_zero) << 12 |
+                                std::uint64_t(e.x_scale) << 16 | std::uint64_t(e.w_zero) << 20 |
+                                std::uint64_t(e.bias) << 21 | std::uint64_t(key.isa) << 22 |
+                                std::uint64_t(key.threads) << 32;
+    std::uint64_t hash = flags;
+    for (const std::int64_t v : {key.shape.m, key.shape.n, key.shape.k}) {
+      hash = (hash ^ std::uint64_t(v)) * 0x9e3779b97f4a7c15ULL;
+      hash ^= hash >> 29;
+    }
+    return std::size_t(hash);
+  }
+};
+
+// Cycles one core would need: the larger of arithmetic and streaming the weights.
+double EstimateCycles(const PlanKey& key, const PackedLayout& layout, double macs_per_cycle) {
+  const double bytes = double(layout.Bytes());
+  return std::max(double(key.shape.m) * bytes / macs_per_cycle, bytes / kStreamBytesPerCycle);
+}
+
+// Splits the work among `threads`. Over M where every thread gets full tiles: no two threads then
+// write near each other and the rows of x are prepared once. Over N otherwise: each thread streams
+// its own part of the weights.
+void SplitWork(Plan& plan) {
+  const GemmShape& shape = plan.key.shape;
+  const double cycles = EstimateCycles(plan.key, plan.layout, plan.family->macs_per_cycle);
+  const std::int64_t worth = std::max<std::int64_t>(1, std::int64_t(cycles / kCyclesPerItem));
+  const std::int64_t threads = std::min<std::int64_t>(plan.key.threads, worth);
+
+  // A block of prepared rows shares the L2 with a panel of weights.
+  const std::int64_t rows_in_cache =
+      std::max<std::int64_t>(kMaxTileRows, std::int64_t(Cpu().l2_bytes / 4) / plan.a_stride);
+  std::int64_t row_blocks = CeilDiv(shape.m, rows_in_cache);
+  std::int64_t panel_groups = 1;
+  if (threads > 1) {
+    if (shape.m >= 2 * kMaxTileRows * threads) {
+      row_blocks = RoundUp(row_blocks, threads);
+      // A few items per thread even out cores of different speed.
+      const std::int64_t most = std::min(worth, shape.m / (2 * kMaxTileRows)) / threads * threads;
+      row_blocks = std::max(row_blocks, std::min(most, 4 * threads));
+    } else {
+      panel_groups = std::min({plan.layout.Panels(), CeilDiv(worth, row_blocks), 8 * threads});
+    }
+  }
+  plan.row_blocks = {shape.m, std::max<std::int64_t>(1, row_blocks)};
+  plan.panel_groups = {plan.layout.Panels(), std::max<std::int64_t>(1, panel_groups)};
+  plan.threads = int(std::min(threads, plan.Items()));
+}
+
+std::vector<KPart> PartsInUse(std::int64_t k_blocks) {
+  if (k_blocks == 1) return {KPart::kWhole};
+  if (k_blocks == 2) return {KPart::kFirst, KPart::kLast};
+  return {KPart::kFirst, KPart::kMiddle, KPart::kLast};
+}
+
+std::vector<TileStep> MakeSteps(const Plan& plan, int rows, int width) {
+  std::vector<TileStep> steps;
+  const int widest = plan.family->max_columns(rows);
+  for (int column = 0; column < width;) {
+    TileStep step{};
+    step.column = column;
+    const int columns = std::min(widest, width - column);
+    for (const KPart part : PartsInUse(plan.k_blocks)) {
+      const TileKey key{rows, columns, width, part, plan.epilogue};
+      step.keys[int(part)] = key;
+      step.kernels[int(part)] = plan.family->tile(key);
+    }
+    steps.push_back(step);
+    column += columns;
+  }
+  return steps;
+}
+
+std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
+  auto plan = std::make_shared<Plan>();
+  plan->key = key;
+  plan->family = &FamilyOf(key.isa);
+  plan->layout = {key.shape.k, key.shape.n};
+  Epilogue& epilogue = plan->epilogue;
+  epilogue = key.spec.epilogue;
+  if (IsFloat(key.spec.x)) epilogue.x_scale = Granularity::kRow;
+  if (epilogue.x_zero == Granularity::kNone && ZeroShift(key.spec.x) != 0) {
+    epilogue.x_zero = Granularity::kTensor;
+  }
+  // An int32 result wraps, so it needs no blocks.
+  const bool blocked = epilogue.out != OutType::kS32;
+  plan->k_blocks = blocked ? KBlocks(key.shape.k, epilogue.w_zero) : 1;
+  plan->k_block = plan->k_blocks > 1 ? KBlock(epilogue.w_zero) : plan->layout.PaddedK();
+  // Rows a multiple of 4 KiB apart would all compete for the same few cache lines.
+  plan->a_stride = std::max<std::int64_t>(
+      64, RoundUp(plan->layout.PaddedK() * SizeOf(plan->family->a_format), 64));
+  if (plan->a_stride % 4096 == 0) plan->a_stride += 64;
+  if (key.shape.m == 0 || key.shape.n == 0) return plan;
+
+  SplitWork(*plan);
+  for (const std::int64_t block : {std::int64_t(0), plan->row_blocks.parts - 1}) {
+    const EvenSplit tiles = plan->Tiles(plan->row_blocks.Size(block));
+    for (const std::int64_t tile : {std::int64_t(0), tiles.parts - 1}) {
+      const int rows = int(tiles.Size(tile));
+      for (const std::int64_t panel : {std::int64_t(0), plan->layout.Panels() - 1}) {
+        const int width = int(plan->layout.PanelWidth(panel));
+        auto& steps = plan->steps[rows - 1][width == kPanelColumns ? 0 : 1];
+        if (steps.empty()) steps = MakeSteps(*plan, rows, width);
+      }
+    }
+  }
+  return plan;
+}
+
+class PlanCache {
+ public:
+  std::shared_ptr<const Plan> Get(const PlanKey& key) {
+    {
+      const std::shared_lock lock(mutex_);
+      const auto found = plans_.find(key);
+      if (found != plans_.end()) return found->second;
+    }
+    auto plan = MakePlan(key);
+    const std::unique_lock lock(mutex_);
+    if (plans_.size() >= kMaxPlans) plans_.clear();
+    return plans_.emplace(key, std::move(plan)).first->second;
+  }
+
+  std::int64_t Count() {
+    const std::shared_lock lock(mutex_);
+    return std::int64_t(plans_.size());
+  }
+
+ private:
+  std::shared_mutex mutex_;
+  std::unordered_map<PlanKey, std::shared_ptr<const Plan>, PlanKeyHash> plans_;
+};
+
+PlanCache& Plans() {
+  // Never destroyed: a program may still run on another thread while the process exits.
+  static PlanCache& cache = *new PlanCache;
+  return cache;
+}
+
+}  // namespace
+
+std::shared_ptr<const Plan> GetPlan(const PlanKey& key) { return Plans().Get(key); }
+
+std::int64_t PlanCount() { return Plans().Count(); }
+
+}  // namespace qgemm

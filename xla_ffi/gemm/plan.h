@@ -1,0 +1,74 @@
+// How one GEMM runs: blocks, work items and kernels for a shape, an ISA and a number of threads.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "gemm/kernel.h"
+#include "gemm/layout.h"
+#include "gemm/spec.h"
+
+namespace qgemm {
+
+struct PlanKey {
+  GemmShape shape;
+  GemmSpec spec;
+  Isa isa = Isa::kPortable;
+  int threads = 1;
+
+  friend bool operator==(const PlanKey& a, const PlanKey& b) {
+    return a.shape == b.shape && a.spec == b.spec && a.isa == b.isa && a.threads == b.threads;
+  }
+};
+
+// The kernels of one tile at `column` of a panel, one for each KPart in use.
+struct TileStep {
+  int column;
+  TileKey keys[4];
+  TileFn kernels[4];
+};
+
+// `total` split into `parts` that differ by at most one, the larger ones first.
+struct EvenSplit {
+  std::int64_t total = 0, parts = 1;
+
+  std::int64_t Begin(std::int64_t i) const {
+    return i * (total / parts) + (i < total % parts ? i : total % parts);
+  }
+  std::int64_t Size(std::int64_t i) const { return total / parts + (i < total % parts ? 1 : 0); }
+};
+
+// Work item i: row block i / panel_groups.parts, panel group i % panel_groups.parts, so that one
+// participant tends to stay in a row block and prepares its rows of x once.
+struct Plan {
+  PlanKey key;
+  const KernelFamily* family = nullptr;
+  PackedLayout layout{};
+  EvenSplit row_blocks;    // of M
+  EvenSplit panel_groups;  // of the panels
+  int threads = 1;         // worth using
+  Epilogue epilogue;       // of the kernels: with the zero point that the format of x brings
+  std::int64_t k_blocks = 1;
+  std::int64_t k_block = 0;  // elements of K in all but the last block
+
+  std::int64_t a_stride = 0;  // bytes between prepared rows
+
+  std::int64_t Items() const { return row_blocks.parts * panel_groups.parts; }
+  // The tiles of a row block of so many rows.
+  EvenSplit Tiles(std::int64_t rows) const { return {rows, CeilDiv(rows, kMaxTileRows)}; }
+  // The steps across a panel of `width` columns with tiles of so many rows.
+  const std::vector<TileStep>& Steps(std::int64_t rows, std::int64_t width) const {
+    return steps[rows - 1][width == kPanelColumns ? 0 : 1];
+  }
+
+  std::vector<TileStep> steps[kMaxTileRows][2];
+};
+
+// Made at first use, then cached for the life of the process.
+std::shared_ptr<const Plan> GetPlan(const PlanKey& key);
+
+// The number of plans in the cache.
+std::int64_t PlanCount();
+
+}  // namespace qgemm

@@ -1,0 +1,25 @@
+#include "gemm/quantize_rows.h"
+
+#include "runtime/float_env.h"
+
+namespace qgemm {
+
+void QuantizeRows(const QuantizeRowsOperands& operands, const KernelFamily& family,
+                  std::int64_t begin, std::int64_t end) {
+  const FloatEnvironment ieee;
+  const RowKernels kernels = family.rows(operands.x_type);
+  const std::int64_t x_size = operands.x_type == XType::kF32 ? 4 : 2;
+  const auto* x = static_cast<const std::uint8_t*>(operands.x);
+  auto* q = static_cast<std::uint8_t*>(operands.q);
+  for (std::int64_t row = begin; row < end; ++row) {
+    const std::int64_t at = row * operands.k;
+    if (operands.row_scales != nullptr) {
+      operands.row_scales[row] =
+          QuantizeRowSymmetric(kernels, AFormat::kU8, x + at * x_size, operands.k, 0, q + at);
+    } else {
+      kernels.to_byte(x + at * x_size, operands.k, &operands.static_args, q + at);
+    }
+  }
+}
+
+}  // namespace qgemm

@@ -1,0 +1,43 @@
+// Quantizes the rows of a float matrix: the operation by itself, for x that is used more than once.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "gemm/quantize.h"
+#include "runtime/cpu.h"
+#include "runtime/parallel.h"
+
+namespace qgemm {
+
+// x[rows, k] of type kF32 or kBf16 into q[rows, k] of one byte each.
+struct QuantizeRowsOperands {
+  XType x_type;
+  const void* x;
+  std::int64_t rows, k;
+  void* q;
+  float* row_scales;         // [rows]: symmetric int8, one scale per row; null: static
+  QuantizeArgs static_args;  // for static quantization
+};
+
+void QuantizeRows(const QuantizeRowsOperands& operands, const KernelFamily& family,
+                  std::int64_t begin, std::int64_t end);
+
+// Pool: see ParallelClaim.
+template <class Pool>
+void QuantizeRows(const QuantizeRowsOperands& operands, Isa isa, Pool& pool, int threads) {
+  // Fewer elements are done sooner than a thread is woken.
+  constexpr std::int64_t kElementsPerItem = 128 << 10;
+  const KernelFamily& family = FamilyOf(isa);
+  const std::int64_t rows_per_item =
+      std::max<std::int64_t>(1, kElementsPerItem / std::max<std::int64_t>(1, operands.k));
+  const std::int64_t items = (operands.rows + rows_per_item - 1) / rows_per_item;
+  ParallelClaim(pool, items, threads, [&](Job& job, std::int64_t first) {
+    for (std::int64_t item = first; item >= 0; item = job.Next()) {
+      const std::int64_t begin = item * rows_per_item;
+      QuantizeRows(operands, family, begin, std::min(operands.rows, begin + rows_per_item));
+    }
+  });
+}
+
+}  // namespace qgemm

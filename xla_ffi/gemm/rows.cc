@@ -1,0 +1,85 @@
+#include "gemm/rows.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "gemm/quantize.h"
+
+namespace qgemm {
+namespace {
+
+// Integer rows: u = x, or x + 128 for int8, which flips the top bit.
+template <class Out>
+void CopyShifted(const std::uint8_t* x, std::int64_t k, std::uint8_t flip, Out* a) {
+  for (std::int64_t i = 0; i < k; ++i) a[i] = Out(std::uint8_t(x[i] ^ flip));
+}
+
+template <class In>
+std::int32_t Sum(const In* a, std::int64_t count) {
+  std::uint32_t sum = 0;  // wraps, as the products do
+  for (std::int64_t i = 0; i < count; ++i) sum += std::uint32_t(a[i]);
+  return std::int32_t(sum);
+}
+
+}  // namespace
+
+void PreparedRows::Prepare(const Plan& plan, const GemmOperands& operands, std::int64_t begin,
+                           std::int64_t count) {
+  const XType x_type = plan.key.spec.x;
+  const Epilogue& epilogue = plan.epilogue;
+  const AFormat format = plan.family->a_format;
+  const std::int64_t k = plan.key.shape.k;
+  const std::int64_t size = SizeOf(format);
+  const std::int64_t x_size = x_type == XType::kF32 ? 4 : x_type == XType::kBf16 ? 2 : 1;
+  const bool dynamic = IsFloat(x_type);
+  const std::int32_t shift = ZeroShift(x_type);
+
+  count_ = count;
+  a_stride_ = plan.a_stride;
+  a_ = a_memory_.Reserve<std::uint8_t>(std::size_t(count * a_stride_));
+  float* row_scales = dynamic ? scale_memory_.Reserve<float>(std::size_t(count)) : nullptr;
+  const RowKernels kernels = dynamic ? plan.family->rows(x_type) : RowKernels{};
+
+  for (std::int64_t row = 0; row < count; ++row) {
+    const auto* x = static_cast<const std::uint8_t*>(operands.x) + (begin + row) * k * x_size;
+    std::uint8_t* a = a_ + row * a_stride_;
+    if (dynamic) {
+      row_scales[row] = QuantizeRowSymmetric(kernels, format, x, k, shift, a);
+    } else if (format == AFormat::kS16) {
+      CopyShifted(x, k, std::uint8_t(shift), reinterpret_cast<std::int16_t*>(a));
+    } else if (shift == 0) {
+      std::memcpy(a, x, std::size_t(k));
+    } else {
+      CopyShifted(x, k, std::uint8_t(shift), a);
+    }
+    std::memset(a + k * size, 0, std::size_t((plan.layout.PaddedK() - k) * size));
+  }
+
+  scales_ = dynamic                                 ? row_scales
+            : epilogue.x_scale == Granularity::kRow ? operands.x_scale + begin
+                                                    : nullptr;
+  zeros_ = nullptr;
+  if (epilogue.x_zero == Granularity::kRow) {
+    auto* zeros = zero_memory_.Reserve<std::int32_t>(std::size_t(count));
+    for (std::int64_t row = 0; row < count; ++row) {
+      zeros[row] = std::int32_t(std::uint32_t(operands.x_zero[begin + row]) + std::uint32_t(shift));
+    }
+    zeros_ = zeros;
+  }
+  sums_ = nullptr;
+  if (epilogue.w_zero) {
+    auto* sums = sum_memory_.Reserve<std::int32_t>(std::size_t(count * plan.k_blocks));
+    for (std::int64_t block = 0; block < plan.k_blocks; ++block) {
+      const std::int64_t first = block * plan.k_block;
+      const std::int64_t length = std::min(plan.k_block, k - first);
+      for (std::int64_t row = 0; row < count; ++row) {
+        const std::uint8_t* a = a_ + row * a_stride_ + first * size;
+        sums[block * count + row] =
+            size == 1 ? Sum(a, length) : Sum(reinterpret_cast<const std::int16_t*>(a), length);
+      }
+    }
+    sums_ = sums;
+  }
+}
+
+}  // namespace qgemm

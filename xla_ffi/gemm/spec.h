@@ -1,0 +1,92 @@
+// What a quantized GEMM computes, apart from its shape: the static description every layer shares.
+//
+//   acc[m,n] = sum_k (x[m,k] - x_zero[m]) * (w[k,n] - w_zero[n])          exact, int32
+//   y[m,n]   = activation(f32(acc) * scales + bias[n])                    see `Epilogue`
+//   out[m,n] = y, or clamp(rne(y / out_scale) + out_zero)
+#pragma once
+
+#include <cstdint>
+
+namespace qgemm {
+
+// The dtype of x. Float x is quantized inside: symmetric int8, one scale per row.
+enum class XType : std::uint8_t { kU8, kS8, kF32, kBf16 };
+
+constexpr bool IsFloat(XType x) { return x == XType::kF32 || x == XType::kBf16; }
+
+// The instruction multiplies unsigned by signed bytes: int8 and quantized float rows are shifted by
+// +128, which the kernels see as their zero point.
+constexpr std::int32_t ZeroShift(XType x) { return x == XType::kU8 ? 0 : 128; }
+
+enum class OutType : std::uint8_t { kF32, kBf16, kU8, kS8, kS32 };
+
+constexpr std::int64_t SizeOf(OutType out) {
+  switch (out) {
+    case OutType::kU8:
+    case OutType::kS8:
+      return 1;
+    case OutType::kBf16:
+      return 2;
+    case OutType::kF32:
+    case OutType::kS32:
+      break;
+  }
+  return 4;
+}
+
+constexpr bool IsQuantized(OutType out) { return out == OutType::kU8 || out == OutType::kS8; }
+
+enum class Activation : std::uint8_t { kNone, kRelu };
+
+// How many values of a scale or zero point x has.
+enum class Granularity : std::uint8_t { kNone, kTensor, kRow };
+
+// Scale order: one scale per tensor: f32(acc) * (x_scale * w_scale[n]);
+//              one per row:          (f32(acc) * w_scale[n]) * x_scale[m].
+struct Epilogue {
+  OutType out = OutType::kF32;
+  Activation activation = Activation::kNone;
+  Granularity x_zero = Granularity::kNone;
+  Granularity x_scale = Granularity::kTensor;
+  bool w_zero = false;
+  bool bias = false;
+
+  friend bool operator==(const Epilogue& a, const Epilogue& b) {
+    return a.out == b.out && a.activation == b.activation && a.x_zero == b.x_zero &&
+           a.x_scale == b.x_scale && a.w_zero == b.w_zero && a.bias == b.bias;
+  }
+};
+
+struct GemmSpec {
+  XType x = XType::kF32;
+  Epilogue epilogue;
+
+  friend bool operator==(const GemmSpec& a, const GemmSpec& b) {
+    return a.x == b.x && a.epilogue == b.epilogue;
+  }
+};
+
+struct GemmShape {
+  std::int64_t m = 0, n = 0, k = 0;
+
+  friend bool operator==(const GemmShape& a, const GemmShape& b) {
+    return a.m == b.m && a.n == b.n && a.k == b.k;
+  }
+};
+
+// The operands of one call. Absent ones are null; row-major, densely packed, any alignment.
+struct GemmOperands {
+  const void* x = nullptr;                    // [m, k]
+  const std::int8_t* w = nullptr;             // packed, see layout.h
+  const float* w_scale = nullptr;             // [n]
+  const std::int32_t* column_sums = nullptr;  // [KBlocks(k), n]
+  const std::int32_t* w_zero = nullptr;       // [n]
+  const float* x_scale = nullptr;             // [1] or [m]
+  const std::int32_t* x_zero = nullptr;       // [1] or [m]
+  const float* bias = nullptr;                // [n]
+  float out_scale = 1.0F;
+  std::int32_t out_zero = 0;
+  void* out = nullptr;  // [m, n]
+};
+
+}  // namespace qgemm

@@ -1,0 +1,154 @@
+// jax_qgemm.gemm.v1: out = epilogue(x · w) for a packed weight; the mathematics is in gemm/spec.h.
+//
+// operands: x [M,K] u8, s8, f32 or bf16; data s8 [packed]; w_scale f32 [N];
+//   column_sums s32 [blocks,N];
+//   then those in use: x_scale f32 [] or [M]; x_zero_point s32 [] or [M]; w_zero_point s32 [N];
+//   bias f32 [N]; out_scale f32 []; out_zero_point s32 [].
+// result: out [M,N] f32, bf16, u8, s8, or s32 (the sums themselves).
+#include "gemm/gemm.h"
+
+#include <optional>
+#include <string_view>
+
+#include "handlers/check.h"
+#include "handlers/handlers.h"
+#include "handlers/pool.h"
+
+namespace qgemm {
+namespace {
+
+constexpr char kTarget[] = "jax_qgemm.gemm.v1";
+
+std::optional<XType> XTypeOf(ffi::DataType dtype) {
+  switch (dtype) {
+    case ffi::DataType::U8:
+      return XType::kU8;
+    case ffi::DataType::S8:
+      return XType::kS8;
+    case ffi::DataType::F32:
+      return XType::kF32;
+    case ffi::DataType::BF16:
+      return XType::kBf16;
+    default:
+      return {};
+  }
+}
+
+std::optional<OutType> OutTypeOf(ffi::DataType dtype) {
+  switch (dtype) {
+    case ffi::DataType::F32:
+      return OutType::kF32;
+    case ffi::DataType::BF16:
+      return OutType::kBf16;
+    case ffi::DataType::U8:
+      return OutType::kU8;
+    case ffi::DataType::S8:
+      return OutType::kS8;
+    case ffi::DataType::S32:
+      return OutType::kS32;
+    default:
+      return {};
+  }
+}
+
+std::optional<Activation> ActivationOf(std::string_view name) {
+  if (name == "none") return Activation::kNone;
+  if (name == "relu") return Activation::kRelu;
+  return {};
+}
+
+ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::BufferR1<ffi::S8> data,
+                ffi::BufferR1<ffi::F32> w_scale, ffi::BufferR2<ffi::S32> column_sums,
+                ffi::RemainingArgs rest, ffi::Result<ffi::AnyBuffer> out, bool dynamic,
+                bool has_x_zero_point, bool has_w_zero_point, bool has_bias,
+                std::string_view activation) {
+  Checker check(kTarget);
+  PlanKey key;
+  Epilogue& epilogue = key.spec.epilogue;
+  const auto x_type = XTypeOf(x.element_type());
+  const auto out_type = OutTypeOf(out->element_type());
+  const auto act = ActivationOf(activation);
+  check.Require(x_type && out_type && act, "unsupported dtype of x or out, or activation '",
+                activation, "'");
+  check.Require(x.dimensions().size() == 2, "x has rank ", x.dimensions().size(), ", expected 2");
+  if (!check.ok()) return check.error();
+  check.Require(dynamic == IsFloat(*x_type),
+                "dynamic quantization goes with float x, and only with it");
+
+  const std::int64_t m = x.dimensions()[0], k = x.dimensions()[1], n = w_scale.dimensions()[0];
+  key.shape = {m, n, k};
+  key.spec.x = *x_type;
+  epilogue.out = *out_type;
+  epilogue.activation = *act;
+  epilogue.w_zero = has_w_zero_point;
+  epilogue.bias = has_bias;
+  check.Shape("out", *out, {m, n});
+  check.Shape("data", data, {PackedLayout{k, n}.Bytes()});
+  check.Shape("column_sums", column_sums, {KBlocks(k, has_w_zero_point), n});
+  check.Require(*out_type != OutType::kS32 || (!dynamic && !has_bias && *act == Activation::kNone),
+                "an int32 result takes integer x and no bias or activation");
+
+  GemmOperands operands;
+  operands.x = x.untyped_data();
+  operands.w = data.typed_data();
+  operands.w_scale = w_scale.typed_data();
+  operands.column_sums = column_sums.typed_data();
+  operands.out = out->untyped_data();
+  OptionalOperands optional(rest, check);
+  const auto granularity = [](bool per_row) {
+    return per_row ? Granularity::kRow : Granularity::kTensor;
+  };
+  bool per_row = false;
+  if (!dynamic && *out_type != OutType::kS32) {
+    operands.x_scale = optional.NextPerRow<ffi::F32>("x_scale", m, per_row);
+    epilogue.x_scale = granularity(per_row);
+  }
+  if (has_x_zero_point) {
+    check.Require(!dynamic, "dynamic quantization is symmetric: x_zero_point must be absent");
+    operands.x_zero = optional.NextPerRow<ffi::S32>("x_zero_point", m, per_row);
+    epilogue.x_zero = granularity(per_row);
+  }
+  if (has_w_zero_point) operands.w_zero = optional.NextOfShape<ffi::S32>("w_zero_point", {n});
+  if (has_bias) operands.bias = optional.NextOfShape<ffi::F32>("bias", {n});
+  if (IsQuantized(*out_type)) {
+    const float* scale = optional.NextOfShape<ffi::F32>("out_scale", {});
+    const std::int32_t* zero = optional.NextOfShape<ffi::S32>("out_zero_point", {});
+    if (check.ok()) {
+      operands.out_scale = *scale;
+      operands.out_zero = *zero;
+    }
+  }
+  optional.RequireNoMore();
+  if (!check.ok()) return check.error();
+
+  return Guarded(kTarget, [&] {
+    XlaPool pool(thread_pool);
+    key.isa = SelectedIsa();
+    key.threads = pool.num_threads();
+    RunGemm(*GetPlan(key), operands, pool);
+    return ffi::Error::Success();
+  });
+}
+
+}  // namespace
+
+XLA_FFI_Error* GemmV1(XLA_FFI_CallFrame* call_frame) {
+  static const auto& handler = *ffi::Ffi::Bind()
+                                    .Ctx<ffi::ThreadPool>()
+                                    .Arg<ffi::AnyBuffer>()
+                                    .Arg<ffi::BufferR1<ffi::S8>>()
+                                    .Arg<ffi::BufferR1<ffi::F32>>()
+                                    .Arg<ffi::BufferR2<ffi::S32>>()
+                                    .RemainingArgs()
+                                    .Ret<ffi::AnyBuffer>()
+                                    .Attr<bool>("dynamic")
+                                    .Attr<bool>("has_x_zero_point")
+                                    .Attr<bool>("has_w_zero_point")
+                                    .Attr<bool>("has_bias")
+                                    .Attr<std::string_view>("activation")
+                                    .To(Gemm)
+                                    .release();
+  return handler.Call(call_frame);
+}
+
+}  // namespace qgemm

@@ -1,0 +1,12 @@
+// The kernels in plain C++: what any CPU runs, and what the generated ones are tested against.
+#pragma once
+
+#include "gemm/kernel.h"
+
+namespace qgemm {
+
+int PortableMaxColumns(int rows);
+TileFn PortableTile(const TileKey& key);
+RowKernels PortableRows(XType x);
+
+}  // namespace qgemm

@@ -1,0 +1,55 @@
+// Row-wise quantization in plain C++.
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "portable/bf16.h"
+#include "portable/portable.h"
+#include "portable/round.h"
+
+namespace qgemm {
+namespace {
+
+template <class T>
+float Load(const void* x, std::int64_t i) {
+  T value;
+  std::memcpy(&value, static_cast<const std::uint8_t*>(x) + i * std::int64_t(sizeof(T)),
+              sizeof value);
+  if constexpr (sizeof(T) == 2) {
+    return FloatFromBf16(value);
+  } else {
+    return value;
+  }
+}
+
+template <class T>
+std::uint32_t AbsMax(const void* x, std::int64_t count) {
+  std::int32_t most = 0;  // without the sign bit, bits compare as signed integers
+  for (std::int64_t i = 0; i < count; ++i) {
+    most = std::max(most, std::int32_t(BitsOf(Load<T>(x, i)) & 0x7fffffff));
+  }
+  return std::uint32_t(most);
+}
+
+template <class T, class Q>
+void Quantize(const void* x, std::int64_t count, const QuantizeArgs* args, void* q) {
+  auto* out = static_cast<std::uint8_t*>(q);
+  for (std::int64_t i = 0; i < count; ++i) {
+    float t = Load<T>(x, i) * args->inverse;
+    t = std::min(std::max(t == t ? t : 0.0F, args->low), args->high);
+    const Q value = Q(RoundToInt(t) + args->zero);
+    std::memcpy(out + i * std::int64_t(sizeof(Q)), &value, sizeof value);
+  }
+}
+
+}  // namespace
+
+RowKernels PortableRows(XType x) {
+  if (x == XType::kBf16) {
+    return {AbsMax<std::uint16_t>, Quantize<std::uint16_t, std::uint8_t>,
+            Quantize<std::uint16_t, std::int16_t>};
+  }
+  return {AbsMax<float>, Quantize<float, std::uint8_t>, Quantize<float, std::int16_t>};
+}
+
+}  // namespace qgemm

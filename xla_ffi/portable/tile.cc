@@ -1,0 +1,95 @@
+// The micro-kernel in plain C++: any tile, any epilogue.
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "gemm/layout.h"
+#include "portable/bf16.h"
+#include "portable/portable.h"
+#include "portable/round.h"
+
+namespace qgemm {
+namespace {
+
+// Sums wrap, as the instructions do; unsigned arithmetic says so.
+std::uint32_t Dot(const std::uint8_t* a, const std::int8_t* b) {
+  return std::uint32_t(a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3]);
+}
+
+float Activate(Activation activation, float y) {
+  return activation == Activation::kRelu && y < 0 ? 0.0F : y;
+}
+
+template <class T>
+void Store(T value, void* out, std::int64_t index) {
+  std::memcpy(static_cast<std::uint8_t*>(out) + index * std::int64_t(sizeof(T)), &value, sizeof(T));
+}
+
+void StoreOutput(const TileArgs& args, float y, void* out, int column) {
+  switch (args.key->epilogue.out) {
+    case OutType::kF32:
+      Store(y, out, column);
+      break;
+    case OutType::kBf16:
+      Store(Bf16Bits(y), out, column);
+      break;
+    default: {
+      const float t = y * args.out_inverse;
+      const float clamped = std::min(std::max(t == t ? t : 0.0F, args.out_low), args.out_high);
+      Store(std::uint8_t(RoundToInt(clamped) + args.out_zero), out, column);
+    }
+  }
+}
+
+// One row: the epilogue of numerics, in its order.
+void FinishRow(const TileArgs& args, int row, const std::uint32_t* acc) {
+  const TileKey& key = *args.key;
+  const Epilogue& e = key.epilogue;
+  void* out = static_cast<std::uint8_t*>(args.out) + row * args.out_stride;
+  float* partial = args.partial + row * kPanelColumns;
+  for (int j = 0; j < key.columns; ++j) {
+    std::uint32_t sum = acc[j];
+    if (e.x_zero != Granularity::kNone) {
+      const std::int32_t zero = e.x_zero == Granularity::kRow ? args.row_zeros[row] : args.x_zero;
+      sum -= std::uint32_t(zero) * std::uint32_t(args.column_sums[j]);
+    }
+    if (e.w_zero) sum -= std::uint32_t(args.column_zeros[j]) * std::uint32_t(args.row_sums[row]);
+    if (e.out == OutType::kS32) {
+      Store(sum, out, j);
+      continue;
+    }
+    float f = float(std::int32_t(sum));
+    if (key.part == KPart::kMiddle || key.part == KPart::kLast) f = partial[j] + f;
+    if (key.part == KPart::kFirst || key.part == KPart::kMiddle) {
+      partial[j] = f;
+      continue;
+    }
+    float y = e.x_scale == Granularity::kRow ? (f * args.column_scales[j]) * args.row_scales[row]
+                                             : f * (args.x_scale * args.column_scales[j]);
+    if (e.bias) y = y + args.bias[j];
+    StoreOutput(args, Activate(e.activation, y), out, j);
+  }
+}
+
+void RunTile(const TileArgs* args) {
+  const TileKey& key = *args->key;
+  for (int row = 0; row < key.rows; ++row) {
+    std::uint32_t acc[kPanelColumns] = {};
+    const auto* a = static_cast<const std::uint8_t*>(args->a) + row * args->a_stride;
+    const std::int8_t* b = args->b;
+    for (std::int64_t quad = 0; quad < args->quads; ++quad) {
+      for (int j = 0; j < key.columns; ++j) acc[j] += Dot(a, b + j * kQuad);
+      a += kQuad;
+      b += key.panel_columns * kQuad;
+    }
+    FinishRow(*args, row, acc);
+  }
+}
+
+}  // namespace
+
+int PortableMaxColumns(int) { return kPanelColumns; }
+
+TileFn PortableTile(const TileKey&) { return RunTile; }
+
+}  // namespace qgemm

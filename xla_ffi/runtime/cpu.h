@@ -1,0 +1,39 @@
+// Which instruction sets this CPU (and operating system) can run, and which one the engine uses.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace qgemm {
+
+// The instruction sets with a kernel family, ascending: a ceiling admits itself and all below.
+enum class Isa { kPortable, kAvx2, kAvx512Vnni };
+
+inline constexpr Isa kAllIsas[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512Vnni};
+
+const char* IsaName(Isa isa);
+
+struct CpuInfo {
+  std::string vendor;
+  std::string brand;
+  std::vector<std::string> features;  // the ones a kernel family asks for, as far as present
+  std::vector<Isa> available;         // ascending, never empty: portable always runs
+  std::string limited_by;             // why generated code is not used, empty if it is
+  std::size_t l1d_bytes = 32 << 10;
+  std::size_t l2_bytes = 512 << 10;
+  std::size_t l3_bytes = 8 << 20;
+};
+
+// Detected once, at first use.
+const CpuInfo& Cpu();
+
+// The best available ISA under the ceiling. Plans carry it in their key, so a change takes effect
+// at the next call, also of programs compiled before.
+Isa SelectedIsa();
+
+// Sets the ceiling; false if `name` is not one of IsaName.
+bool SetMaxIsa(std::string_view name);
+
+}  // namespace qgemm
