@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#endif
+
 #ifdef JAX_QGEMM_JIT
 #include <cpuid.h>
 #include <xbyak/xbyak.h>
@@ -85,10 +89,6 @@ CpuInfo Detect() {
   for (const Feature& f : Features(cpu)) {
     if (f.present) info.features.emplace_back(f.name);
   }
-  const std::uint32_t levels = cpu.getDataCacheLevels();
-  if (levels > 0) info.l1d_bytes = cpu.getDataCacheSize(0);
-  if (levels > 1) info.l2_bytes = cpu.getDataCacheSize(1);
-  if (levels > 2) info.l3_bytes = cpu.getDataCacheSize(2);
 
   info.available = {Isa::kPortable};
   if (!CanRunGeneratedCode()) {
@@ -118,6 +118,21 @@ CpuInfo Detect() {
 
 #endif  // JAX_QGEMM_JIT
 
+CpuInfo DetectWithCaches() {
+  CpuInfo info = Detect();
+#ifdef _SC_LEVEL1_DCACHE_SIZE
+  // 0 or -1 where the system does not know: the defaults stay.
+  const auto read = [](int name, std::size_t& bytes) {
+    const long value = sysconf(name);
+    if (value > 0) bytes = std::size_t(value);
+  };
+  read(_SC_LEVEL1_DCACHE_SIZE, info.l1d_bytes);
+  read(_SC_LEVEL2_CACHE_SIZE, info.l2_bytes);
+  read(_SC_LEVEL3_CACHE_SIZE, info.l3_bytes);
+#endif
+  return info;
+}
+
 }  // namespace
 
 const char* IsaName(Isa isa) {
@@ -133,7 +148,7 @@ const char* IsaName(Isa isa) {
 }
 
 const CpuInfo& Cpu() {
-  static const CpuInfo info = Detect();
+  static const CpuInfo info = DetectWithCaches();
   return info;
 }
 
