@@ -91,6 +91,8 @@ Problem MakeProblem(const Case& c) {
       const std::int64_t row = i / std::max<std::int64_t>(k, 1);
       if (row % 7 == 3) v = 0;                           // a zero row
       if (row % 7 == 4) v *= 1e-40F;                     // subnormal
+      if (row % 7 == 2) v = std::fabs(v) + 1;            // no negative value
+      if (row % 11 == 9) v *= 1e38F;                     // may be beyond f32 in range
       if (row % 7 == 5 && i % k == k / 2) v = INFINITY;  // not finite
       if (row % 11 == 6 && i % k == k - 1) v = -NAN;
       const std::uint32_t bits = Bits(v);
@@ -147,21 +149,24 @@ std::vector<std::uint8_t> Reference(const Case& c, const Problem& p) {
     std::int64_t zero =
         e.x_zero == Granularity::kNone ? 0 : p.x_zero[e.x_zero == Granularity::kRow ? i : 0];
     if (IsFloat(c.spec.x)) {
-      float amax = 0;
+      float low = 0, high = 0;
       bool finite = true;
       for (std::int64_t j = 0; j < k; ++j) {
         const float v = XFloat(p, c.spec.x, i * k + j);
         finite = finite && std::isfinite(v);
-        amax = std::max(amax, std::fabs(v));
+        low = std::min(low, v);
+        high = std::max(high, v);
       }
-      row_scale = amax / 127.0F > 0 ? amax / 127.0F : 1.0F;
-      const float inverse = std::min(127.0F / amax, std::numeric_limits<float>::max());
+      if (high - low < 255 * std::numeric_limits<float>::min()) low = 0, high = 255;
+      row_scale = (high - low) / 255.0F;
+      finite = finite && std::isfinite(row_scale);
+      zero = finite ? std::int64_t(std::nearbyint(std::min(-low / row_scale, 255.0F))) : 0;
+      const float inverse = std::min(1.0F / row_scale, std::numeric_limits<float>::max());
       for (std::int64_t j = 0; j < k; ++j) {
-        row[j] =
-            finite ? std::int64_t(std::nearbyint(XFloat(p, c.spec.x, i * k + j) * inverse)) : 0;
+        const double q = std::nearbyint(XFloat(p, c.spec.x, i * k + j) * inverse) + double(zero);
+        row[j] = finite ? std::int64_t(std::clamp(q, 0.0, 255.0)) : 0;
       }
       if (!finite) row_scale = std::numeric_limits<float>::quiet_NaN();
-      zero = 0;
     } else {
       for (std::int64_t j = 0; j < k; ++j) {
         row[j] = c.spec.x == XType::kU8 ? p.x[i * k + j] : std::int8_t(p.x[i * k + j]);

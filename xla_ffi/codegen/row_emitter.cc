@@ -8,7 +8,7 @@
 namespace qgemm {
 namespace {
 
-enum class RowOp : std::uint8_t { kAbsMax, kToByte, kToInt16 };
+enum class RowOp : std::uint8_t { kRange, kToByte, kToInt16 };
 
 struct RowKey {
   VectorWidth width;
@@ -35,7 +35,7 @@ class RowEmitter final : public VectorEmitter {
     cmp(reg_count, lanes());
     jge(whole, T_NEAR);
     const RowKernels portable = PortableRows(key_.x);
-    mov(rax, key_.op == RowOp::kAbsMax   ? std::size_t(portable.abs_max)
+    mov(rax, key_.op == RowOp::kRange    ? std::size_t(portable.range)
              : key_.op == RowOp::kToByte ? std::size_t(portable.to_byte)
                                          : std::size_t(portable.to_int16));
     jmp(rax);
@@ -60,7 +60,7 @@ class RowEmitter final : public VectorEmitter {
     StepBack();
     Step(0);
     L(done);
-    if (key_.op == RowOp::kAbsMax) Reduce();
+    if (key_.op == RowOp::kRange) StoreRange();
     Finish();
   }
 
@@ -71,8 +71,8 @@ class RowEmitter final : public VectorEmitter {
 
   const Xbyak::Reg64 reg_x{rdi}, reg_count{rsi}, reg_args{rdx}, reg_q{rcx};
 
-  // AbsMax: maxima in 0..3, work in 4..7, the mask in 8. Quantize: values in 0..3, temporaries
-  // in 4..7, the parameters in 8..11.
+  // Range: lows in 0 1, highs in 2 3, what is not finite in 4 5, work in 6..13.
+  // Quantize: values in 0..3, temporaries in 4..7, the parameters in 8..11.
   Vec Inverse() const { return V(8); }
   Vec Low() const { return V(9); }
   Vec High() const { return V(10); }
@@ -90,11 +90,8 @@ class RowEmitter final : public VectorEmitter {
   }
 
   void Prologue() {
-    if (key_.op == RowOp::kAbsMax) {
-      for (int i = 0; i < kUnroll; ++i) Zero(V(i));
-      mov(eax, 0x7fffffff);
-      vmovd(Xbyak::Xmm(8), eax);
-      vpbroadcastd(V(8), Xbyak::Xmm(8));
+    if (key_.op == RowOp::kRange) {
+      for (int i = 0; i < 6; ++i) Zero(V(i));
       return;
     }
     vbroadcastss(Inverse(), dword[reg_args + offsetof(QuantizeArgs, inverse)]);
@@ -105,10 +102,13 @@ class RowEmitter final : public VectorEmitter {
 
   void Step(int i) {
     const RegExp x = reg_x + i * lanes() * x_bytes();
-    if (key_.op == RowOp::kAbsMax) {
-      Load(V(4 + i), x);
-      And(V(4 + i), V(4 + i), V(8));
-      vpmaxsd(V(i), V(i), V(4 + i));
+    if (key_.op == RowOp::kRange) {
+      const Vec value = V(6 + i), difference = V(10 + i);
+      Load(value, x);
+      vminps(V(i % 2), V(i % 2), value);
+      vmaxps(V(2 + i % 2), V(2 + i % 2), value);
+      vsubps(difference, value, value);  // +0 for a number, else NaN
+      Or(V(4 + i % 2), V(4 + i % 2), difference);
       return;
     }
     const Vec v = V(i);
@@ -136,30 +136,47 @@ class RowEmitter final : public VectorEmitter {
   void Advance(int vectors) {
     sub(reg_count, vectors * lanes());
     add(reg_x, vectors * lanes() * x_bytes());
-    if (key_.op != RowOp::kAbsMax) add(reg_q, vectors * lanes() * q_bytes());
+    if (key_.op != RowOp::kRange) add(reg_q, vectors * lanes() * q_bytes());
   }
 
   // To where exactly one vector is left.
   void StepBack() {
     sub(reg_count, lanes());
     lea(reg_x, ptr[reg_x + reg_count * x_bytes()]);
-    if (key_.op != RowOp::kAbsMax) lea(reg_q, ptr[reg_q + reg_count * q_bytes()]);
+    if (key_.op != RowOp::kRange) lea(reg_q, ptr[reg_q + reg_count * q_bytes()]);
   }
 
-  void Reduce() {
-    for (int i = 1; i < kUnroll; ++i) vpmaxsd(V(0), V(0), V(i));
-    if (wide()) {
-      vextracti64x4(Xbyak::Ymm(1), Xbyak::Zmm(0), 1);
-      vpmaxsd(Xbyak::Ymm(0), Xbyak::Ymm(0), Xbyak::Ymm(1));
+  void StoreRange() {
+    for (const int first : {0, 2, 4}) {
+      Join(first, V(first), V(first), V(first + 1));
+      if (wide()) {
+        vextracti64x4(Xbyak::Ymm(6), Xbyak::Zmm(first), 1);
+        Join(first, Xbyak::Ymm(first), Xbyak::Ymm(first), Xbyak::Ymm(6));
+      }
+      const Xbyak::Xmm x0(first), x1(6);
+      vextracti128(x1, Xbyak::Ymm(first), 1);
+      Join(first, x0, x0, x1);
+      for (const std::uint8_t order : {std::uint8_t(0x4e), std::uint8_t(0xb1)}) {
+        vpshufd(x1, x0, order);
+        Join(first, x0, x0, x1);
+      }
     }
-    const Xbyak::Xmm x0(0), x1(1);
-    vextracti128(x1, Xbyak::Ymm(0), 1);
-    vpmaxsd(x0, x0, x1);
-    for (const std::uint8_t order : {std::uint8_t(0x4e), std::uint8_t(0xb1)}) {
-      vpshufd(x1, x0, order);
-      vpmaxsd(x0, x0, x1);
+    vmovss(dword[reg_args + offsetof(RowRange, low)], Xbyak::Xmm(0));
+    vmovss(dword[reg_args + offsetof(RowRange, high)], Xbyak::Xmm(2));
+    vmovd(dword[reg_args + offsetof(RowRange, not_finite)], Xbyak::Xmm(4));
+  }
+
+  // The operation of the accumulators that start at register `first`.
+  void Join(int first, const Vec& to, const Vec& a, const Vec& b) {
+    if (first == 0) {
+      vminps(to, a, b);
+    } else if (first == 2) {
+      vmaxps(to, a, b);
+    } else if (to.isZMM()) {
+      vpord(to, a, b);
+    } else {
+      vpor(to, a, b);
     }
-    vmovd(eax, x0);
   }
 
   const RowKey key_;
@@ -174,7 +191,7 @@ Fn Generate(const RowKey& key) {
 }  // namespace
 
 RowKernels GeneratedRows(VectorWidth width, XType x) {
-  return {Generate<AbsMaxFn>({width, x, RowOp::kAbsMax}),
+  return {Generate<RangeFn>({width, x, RowOp::kRange}),
           Generate<QuantizeFn>({width, x, RowOp::kToByte}),
           Generate<QuantizeFn>({width, x, RowOp::kToInt16})};
 }

@@ -64,8 +64,13 @@ enum class AFormat : std::uint8_t { kU8, kS16 };
 
 constexpr std::int64_t SizeOf(AFormat format) { return format == AFormat::kU8 ? 1 : 2; }
 
-// The bits of max |x[i]|: ordered like the values, and >= 0x7f800000 if an element is Inf or NaN.
-using AbsMaxFn = std::uint32_t (*)(const void* x, std::int64_t count);
+// The range of a row: min(x, 0), max(x, 0), and whether an element is NaN or Inf (any bit set; the
+// range is unspecified then).
+struct RowRange {
+  float low, high;
+  std::uint32_t not_finite;
+};
+using RangeFn = void (*)(const void* x, std::int64_t count, RowRange* range);
 
 // q[i] = rne(clamp(x[i] * inverse, low, high)) + zero, NaN counting as 0.
 struct QuantizeArgs {
@@ -75,7 +80,7 @@ struct QuantizeArgs {
 using QuantizeFn = void (*)(const void* x, std::int64_t count, const QuantizeArgs* args, void* q);
 
 struct RowKernels {
-  AbsMaxFn abs_max;
+  RangeFn range;
   QuantizeFn to_byte;  // uint8 or int8 (the same bits)
   QuantizeFn to_int16;
 };

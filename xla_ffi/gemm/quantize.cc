@@ -2,52 +2,60 @@
 
 #include <algorithm>
 #include <cfloat>
+#include <cmath>
 #include <cstring>
 #include <limits>
+
+#include "portable/round.h"
 
 namespace qgemm {
 namespace {
 
-constexpr float kInt8Max = 127;
-constexpr std::uint32_t kInfinityBits = 0x7f800000;
+struct Chosen {
+  float scale;
+  QuantizeArgs args;
+};
 
-void Fill(AFormat format, std::int32_t value, std::int64_t count, void* q) {
-  if (format == AFormat::kU8) {
-    std::memset(q, value, std::size_t(count));
-  } else {
-    std::fill_n(static_cast<std::int16_t*>(q), count, std::int16_t(value));
+Chosen Symmetric(const RowRange& range) {
+  constexpr float kMax = 127;
+  float amax = std::max(-range.low, range.high);
+  if (amax < kMax * FLT_MIN) amax = kMax;
+  return {amax / kMax, {kMax / amax, -128, 127, 0}};
+}
+
+Chosen Asymmetric(const RowRange& range) {
+  constexpr float kSteps = 255;
+  float low = range.low, width = range.high - range.low;
+  if (width < kSteps * FLT_MIN) {
+    low = 0;
+    width = kSteps;
   }
+  const float scale = width / kSteps;
+  const std::int32_t zero = RoundToInt(std::min(-low / scale, kSteps));
+  return {scale, StaticQuantizeArgs(scale, zero, 0, 255)};
 }
 
 }  // namespace
-
-float Reciprocal(float scale) { return std::min(1.0F / scale, FLT_MAX); }
-
-SymmetricParams ChooseSymmetric(std::uint32_t amax_bits) {
-  if (amax_bits >= kInfinityBits) return {std::numeric_limits<float>::quiet_NaN(), 0, false};
-  float amax;
-  std::memcpy(&amax, &amax_bits, sizeof amax);
-  const float scale = amax / kInt8Max;
-  return {scale > 0 ? scale : 1.0F, std::min(kInt8Max / amax, FLT_MAX), true};
-}
 
 QuantizeArgs StaticQuantizeArgs(float scale, std::int32_t zero, std::int32_t qmin,
                                 std::int32_t qmax) {
   // A zero point out of range is an error above; here it must only stay defined.
   zero = std::clamp(zero, qmin, qmax);
-  return {Reciprocal(scale), float(qmin - zero), float(qmax - zero), zero};
+  return {std::min(1.0F / scale, FLT_MAX), float(qmin - zero), float(qmax - zero), zero};
 }
 
-float QuantizeRowSymmetric(const RowKernels& kernels, AFormat format, const void* x, std::int64_t k,
-                           std::int32_t zero, void* q) {
-  const SymmetricParams params = ChooseSymmetric(kernels.abs_max(x, k));
-  if (!params.finite) {
-    Fill(format, zero, k, q);
-    return params.scale;
+RowParams QuantizeRow(const RowKernels& kernels, RowScheme scheme, AFormat format, const void* x,
+                      std::int64_t k, void* q) {
+  RowRange range;
+  kernels.range(x, k, &range);
+  const bool symmetric = scheme == RowScheme::kSymmetric;
+  if (range.not_finite != 0 || (!symmetric && !std::isfinite(range.high - range.low))) {
+    std::memset(q, 0, std::size_t(k * SizeOf(format)));
+    return {std::numeric_limits<float>::quiet_NaN(), 0};
   }
-  const QuantizeArgs args{params.inverse, -128, 127, zero};
+  const auto [scale, args] = symmetric ? Symmetric(range) : Asymmetric(range);
   (format == AFormat::kU8 ? kernels.to_byte : kernels.to_int16)(x, k, &args, q);
-  return params.scale;
+  return {scale, args.zero};
 }
 
 }  // namespace qgemm

@@ -8,24 +8,25 @@
 
 namespace qgemm {
 
-// min(1 / scale, FLT_MAX): a finite factor for every positive scale, subnormal ones included.
-float Reciprocal(float scale);
-
-// Symmetric int8 parameters of a row from the bits of its max |x|.
-struct SymmetricParams {
-  float scale;    // amax / 127; 1 where that is 0; NaN for a row that holds NaN or Inf
-  float inverse;  // min(127 / amax, FLT_MAX)
-  bool finite;
-};
-SymmetricParams ChooseSymmetric(std::uint32_t amax_bits);
-
 // The clamps with which rne(clamp(y * inverse)) + zero saturates to [qmin, qmax] at any magnitude.
+// The inverse is min(1 / scale, FLT_MAX): finite for every positive scale, subnormal ones included.
 QuantizeArgs StaticQuantizeArgs(float scale, std::int32_t zero, std::int32_t qmin,
                                 std::int32_t qmax);
 
-// Quantizes one float row to symmetric int8 stored as value + `zero`, in the given format.
-// Returns the row's scale.
-float QuantizeRowSymmetric(const RowKernels& kernels, AFormat format, const void* x, std::int64_t k,
-                           std::int32_t zero, void* q);
+// How a row chooses its parameters. A range so small that the scale would be subnormal counts as
+// zeros: scale 1. A row with NaN or Inf, or whose range is beyond f32, has scale NaN.
+enum class RowScheme : std::uint8_t {
+  kSymmetric,   // int8: scale = max|x| / 127
+  kAsymmetric,  // uint8: scale = (max - min) / 255 over a range that includes 0, which is exact
+};
+
+struct RowParams {
+  float scale;
+  std::int32_t zero;
+};
+
+// Quantizes one row as `scheme` says and returns what it chose; without a scale, q is all zero.
+RowParams QuantizeRow(const RowKernels& kernels, RowScheme scheme, AFormat format, const void* x,
+                      std::int64_t k, void* q);
 
 }  // namespace qgemm

@@ -16,7 +16,8 @@ struct QuantizeRowsOperands {
   const void* x;
   std::int64_t rows, k;
   void* q;
-  float* row_scales;         // [rows]: symmetric int8, one scale per row; null: static
+  float* row_scales;         // [rows]: parameters chosen per row; null: static
+  std::int32_t* row_zeros;   // [rows] for asymmetric uint8; null for symmetric int8
   QuantizeArgs static_args;  // for static quantization
 };
 

@@ -38,13 +38,18 @@ void PreparedRows::Prepare(const Plan& plan, const GemmOperands& operands, std::
   a_stride_ = plan.a_stride;
   a_ = a_memory_.Reserve<std::uint8_t>(std::size_t(count * a_stride_));
   float* row_scales = dynamic ? scale_memory_.Reserve<float>(std::size_t(count)) : nullptr;
+  auto* row_zeros = epilogue.x_zero == Granularity::kRow
+                        ? zero_memory_.Reserve<std::int32_t>(std::size_t(count))
+                        : nullptr;
   const RowKernels kernels = dynamic ? plan.family->rows(x_type) : RowKernels{};
 
   for (std::int64_t row = 0; row < count; ++row) {
     const auto* x = static_cast<const std::uint8_t*>(operands.x) + (begin + row) * k * x_size;
     std::uint8_t* a = a_ + row * a_stride_;
     if (dynamic) {
-      row_scales[row] = QuantizeRowSymmetric(kernels, format, x, k, shift, a);
+      const RowParams params = QuantizeRow(kernels, RowScheme::kAsymmetric, format, x, k, a);
+      row_scales[row] = params.scale;
+      row_zeros[row] = params.zero;
     } else if (format == AFormat::kS16) {
       CopyShifted(x, k, std::uint8_t(shift), reinterpret_cast<std::int16_t*>(a));
     } else if (shift == 0) {
@@ -58,14 +63,13 @@ void PreparedRows::Prepare(const Plan& plan, const GemmOperands& operands, std::
   scales_ = dynamic                                 ? row_scales
             : epilogue.x_scale == Granularity::kRow ? operands.x_scale + begin
                                                     : nullptr;
-  zeros_ = nullptr;
-  if (epilogue.x_zero == Granularity::kRow) {
-    auto* zeros = zero_memory_.Reserve<std::int32_t>(std::size_t(count));
+  if (row_zeros != nullptr && !dynamic) {
     for (std::int64_t row = 0; row < count; ++row) {
-      zeros[row] = std::int32_t(std::uint32_t(operands.x_zero[begin + row]) + std::uint32_t(shift));
+      row_zeros[row] =
+          std::int32_t(std::uint32_t(operands.x_zero[begin + row]) + std::uint32_t(shift));
     }
-    zeros_ = zeros;
   }
+  zeros_ = row_zeros;
   sums_ = nullptr;
   if (epilogue.w_zero) {
     auto* sums = sum_memory_.Reserve<std::int32_t>(std::size_t(count * plan.k_blocks));

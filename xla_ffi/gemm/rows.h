@@ -1,4 +1,5 @@
-// Prepares a block of rows of x for the kernels: quantized if float, in the family's format and padded.
+// Prepares a block of rows of x for the kernels: quantized if float, in the family's format and
+// padded.
 #pragma once
 
 #include <cstdint>

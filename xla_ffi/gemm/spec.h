@@ -9,14 +9,14 @@
 
 namespace qgemm {
 
-// The dtype of x. Float x is quantized inside: symmetric int8, one scale per row.
+// The dtype of x. Float x is quantized inside: asymmetric uint8, scale and zero point per row.
 enum class XType : std::uint8_t { kU8, kS8, kF32, kBf16 };
 
 constexpr bool IsFloat(XType x) { return x == XType::kF32 || x == XType::kBf16; }
 
-// The instruction multiplies unsigned by signed bytes: int8 and quantized float rows are shifted by
-// +128, which the kernels see as their zero point.
-constexpr std::int32_t ZeroShift(XType x) { return x == XType::kU8 ? 0 : 128; }
+// The instruction multiplies unsigned by signed bytes: int8 x is shifted by +128, and so is its
+// zero point.
+constexpr std::int32_t ZeroShift(XType x) { return x == XType::kS8 ? 128 : 0; }
 
 enum class OutType : std::uint8_t { kF32, kBf16, kU8, kS8, kS32 };
 

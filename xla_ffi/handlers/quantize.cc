@@ -1,6 +1,7 @@
 // jax_qgemm.quantize.v1: rows of float x to int8 or uint8.
 //
 // mode "per_row_symmetric": operand x f32 or bf16 [M,K]; results q s8 [M,K], scale f32 [M].
+// mode "per_row_asymmetric": the same x; results q u8 [M,K], scale f32 [M], zero_point s32 [M].
 // mode "static": operands x, scale f32 [], zero_point s32 []; result q s8 or u8 [M,K].
 #include <string_view>
 
@@ -19,12 +20,17 @@ ffi::Error Quantize(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::Remainin
                     ffi::Result<ffi::AnyBuffer> q, ffi::RemainingRets more, std::string_view mode) {
   Checker check(kTarget);
   const bool is_static = mode == "static";
-  check.Require(is_static || mode == "per_row_symmetric", "unknown mode '", mode, "'");
+  const bool asymmetric = mode == "per_row_asymmetric";
+  check.Require(is_static || asymmetric || mode == "per_row_symmetric", "unknown mode '", mode,
+                "'");
   check.Require(x.element_type() == ffi::F32 || x.element_type() == ffi::BF16,
                 "x must be float32 or bfloat16");
   const bool is_signed = q->element_type() == ffi::S8;
-  check.Require(is_signed || (is_static && q->element_type() == ffi::U8),
-                "q must be int8, or uint8 in static mode");
+  const bool is_unsigned = q->element_type() == ffi::U8;
+  check.Require(is_static    ? is_signed || is_unsigned
+                : asymmetric ? is_unsigned
+                             : is_signed,
+                "q is of the wrong dtype for mode '", mode, "'");
   check.Require(x.dimensions().size() == 2, "x has rank ", x.dimensions().size(), ", expected 2");
   if (!check.ok()) return check.error();
 
@@ -35,7 +41,10 @@ ffi::Error Quantize(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::Remainin
   operands.k = x.dimensions()[1];
   operands.q = q->untyped_data();
   check.Shape("q", *q, {operands.rows, operands.k});
-  check.Require(more.size() == (is_static ? 0U : 1U), "got ", more.size() + 1, " results");
+  check.Require(more.size() == (is_static    ? 0U
+                                : asymmetric ? 2U
+                                             : 1U),
+                "got ", more.size() + 1, " results");
   OptionalOperands optional(rest, check);
   if (is_static) {
     const float* scale = optional.NextOfShape<ffi::F32>("scale", {});
@@ -50,6 +59,13 @@ ffi::Error Quantize(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::Remainin
     if (check.Require(scale.has_value(), "scale must be float32 of rank 1")) {
       check.Shape("scale", **scale, {operands.rows});
       operands.row_scales = (*scale)->typed_data();
+    }
+    if (asymmetric && check.ok()) {
+      auto zero = more.get<ffi::BufferR1<ffi::S32>>(1);
+      if (check.Require(zero.has_value(), "zero_point must be int32 of rank 1")) {
+        check.Shape("zero_point", **zero, {operands.rows});
+        operands.row_zeros = (*zero)->typed_data();
+      }
     }
   }
   optional.RequireNoMore();

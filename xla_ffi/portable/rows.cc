@@ -23,12 +23,16 @@ float Load(const void* x, std::int64_t i) {
 }
 
 template <class T>
-std::uint32_t AbsMax(const void* x, std::int64_t count) {
-  std::int32_t most = 0;  // without the sign bit, bits compare as signed integers
+void Range(const void* x, std::int64_t count, RowRange* range) {
+  float low = 0, high = 0;
+  std::uint32_t not_finite = 0;
   for (std::int64_t i = 0; i < count; ++i) {
-    most = std::max(most, std::int32_t(BitsOf(Load<T>(x, i)) & 0x7fffffff));
+    const float value = Load<T>(x, i);
+    low = value < low ? value : low;
+    high = value > high ? value : high;
+    not_finite |= BitsOf(value - value);  // +0 for a number, else NaN
   }
-  return std::uint32_t(most);
+  *range = {low, high, not_finite};
 }
 
 template <class T, class Q>
@@ -46,10 +50,10 @@ void Quantize(const void* x, std::int64_t count, const QuantizeArgs* args, void*
 
 RowKernels PortableRows(XType x) {
   if (x == XType::kBf16) {
-    return {AbsMax<std::uint16_t>, Quantize<std::uint16_t, std::uint8_t>,
+    return {Range<std::uint16_t>, Quantize<std::uint16_t, std::uint8_t>,
             Quantize<std::uint16_t, std::int16_t>};
   }
-  return {AbsMax<float>, Quantize<float, std::uint8_t>, Quantize<float, std::int16_t>};
+  return {Range<float>, Quantize<float, std::uint8_t>, Quantize<float, std::int16_t>};
 }
 
 }  // namespace qgemm
