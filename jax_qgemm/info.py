@@ -1,0 +1,48 @@
+"""`python -m jax_qgemm.info`: versions, CPU and what runs on it, as a bug report needs."""
+
+import os
+import platform
+from importlib import metadata
+
+from jax_qgemm import native
+from jax_qgemm.config import config
+
+_PACKAGES = ("jax-qgemm", "jax", "jaxlib", "numpy", "flax")
+
+
+def report() -> str:
+    """The text that the command prints. Does not initialise a JAX backend."""
+    cpu, cache = native.cpu_info(), native.kernel_cache_info()
+    rows = [(name, _version(name)) for name in _PACKAGES]
+    rows += [
+        ("python", platform.python_version()),
+        ("platform", platform.platform()),
+        ("cpu", f"{cpu['brand'] or platform.processor() or platform.machine()}"),
+        ("caches", " ".join(f"{c}={cpu[c] // 1024}KiB" for c in ("l1d", "l2", "l3"))),
+        ("threads", _threads()),
+        ("isa available", " ".join(cpu["isa_available"]) or "none"),
+        ("isa selected", f"{cpu['isa_selected']} ({cpu['why']})"),
+        ("isa ceiling", config.max_isa),
+        ("code generation", "yes" if cpu["jit"] else "no"),
+        ("kernel cache", " ".join(f"{k}={v}" for k, v in cache.items())),
+        ("ffi targets", " ".join(native.targets) or "none"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _threads() -> str:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    limit = os.environ.get("NPROC")
+    return f"{usable} of {os.cpu_count()}" + (f", NPROC={limit}" if limit else "")
+
+
+if __name__ == "__main__":
+    print(report())

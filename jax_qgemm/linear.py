@@ -1,0 +1,178 @@
+"""Products of activations with packed weights: dot (float in, float out) and quantized_linear."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_qgemm import errors
+from jax_qgemm.errors import describe
+from jax_qgemm.packing import check_packed
+from jax_qgemm.primitives.gemm import gemm
+from jax_qgemm.quantization import zero_point_or_none
+from jax_qgemm.types import GemmSpec, PackedWeight, QuantizedArray
+
+ACTIVATIONS = ("relu",)
+
+
+def dot(x, w: PackedWeight, *, bias=None, activation=None, preferred_element_type=None):
+    """`activation(x @ w + bias)` with int8 arithmetic and a packed weight.
+
+    A float x is quantized on the fly to uint8, each row with a scale and zero point of its own, as
+    `quantize(x, "uint8", channelwise_axes=...)` does; a QuantizedArray is taken as it is.
+
+    Args:
+      x: float32 or bfloat16 (..., K), or QuantizedArray (..., K) with one scale per tensor or
+        per row.
+      w: PackedWeight (K, N).
+      bias: None, or float32 or bfloat16 [N].
+      activation: None or "relu".
+      preferred_element_type: float32 or bfloat16, the dtype of the result. Default: x's dtype;
+        float32 for a QuantizedArray.
+
+    Returns:
+      (..., N). A row of x that holds NaN or Inf gives a row of NaN.
+
+    Raises:
+      TypeError: an argument of a wrong type or dtype.
+      ValueError: shapes that do not match, unknown activation, newer packed format.
+    """
+    if not isinstance(x, QuantizedArray):
+        x = errors.float_array("dot", "x", x)
+    out_dtype = x.dtype if preferred_element_type is None else preferred_element_type
+    try:
+        out_dtype = np.dtype(out_dtype).name
+    except TypeError:
+        out_dtype = str(out_dtype)
+    if out_dtype not in ("float32", "bfloat16"):
+        raise ValueError(
+            f"dot: preferred_element_type must be float32 or bfloat16, got {out_dtype}"
+        )
+    return _linear("dot", x, w, bias, activation, out_dtype)
+
+
+def quantized_linear(
+    x: QuantizedArray,
+    w: PackedWeight,
+    *,
+    bias=None,
+    activation=None,
+    out_scale,
+    out_zero_point=0,
+    out_qtype=None,
+) -> QuantizedArray:
+    """`quantize(activation(x @ w + bias), out_qtype, scale=out_scale, …)` in one fused step.
+
+    Args:
+      x: QuantizedArray (..., K) with one scale per tensor or per row.
+      w: PackedWeight (K, N).
+      bias: None, or float32 or bfloat16 [N].
+      activation: None or "relu".
+      out_scale: float scalar, the scale of the result.
+      out_zero_point: integer scalar in the range of out_qtype.
+      out_qtype: "int8" or "uint8"; default: x's.
+
+    Returns:
+      QuantizedArray (..., N), per tensor.
+
+    Raises:
+      TypeError: an argument of a wrong type or dtype.
+      ValueError: shapes that do not match, unknown activation or qtype, out_scale or
+        out_zero_point outside their range, newer packed format.
+    """
+    if not isinstance(x, QuantizedArray):
+        raise TypeError(
+            f"quantized_linear: x must be a QuantizedArray, got {describe(x)}; use "
+            "jax_qgemm.quantize, or jax_qgemm.dot for float x"
+        )
+    name = "quantized_linear"
+    out_qtype = x.qtype if out_qtype is None else errors.qtype_name(name, "out_qtype", out_qtype)
+    out_scale = errors.scale_array(name, "out_scale", out_scale)
+    out_zero = errors.zero_point_array(name, "out_zero_point", out_zero_point, out_qtype)
+    for argument, value in (("out_scale", out_scale), ("out_zero_point", out_zero)):
+        if value.shape != ():
+            raise ValueError(f"{name}: {argument} has shape {value.shape}, expected () (a scalar)")
+    q = _linear(name, x, w, bias, activation, out_qtype, out_scale, out_zero)
+    zero_point = zero_point_or_none(name, "out_zero_point", out_zero_point, out_qtype)
+    return QuantizedArray(q, out_scale, None if zero_point is None else out_zero, out_qtype)
+
+
+def _linear(
+    function, x, w, bias, activation, out_dtype, out_scale=None, out_zero_point=None
+) -> jax.Array:
+    """Check, fold the leading dimensions of x, describe the product as a GemmSpec, run it."""
+    check_packed(function, "w", w)
+    k, n = w.shape
+    if x.ndim == 0 or x.shape[-1] != k:
+        found = x.shape[-1] if x.ndim else "no dimensions"
+        raise ValueError(
+            f"{function}: w has K={k} but x has {found} in its last dimension "
+            f"(x: {describe(x)}, w: {describe(w)})"
+        )
+    if activation is not None and activation not in ACTIVATIONS:
+        choices = ", ".join(map(repr, (None, *ACTIVATIONS)))
+        raise ValueError(f"{function}: activation must be one of {choices}, got {activation!r}")
+    if bias is not None:
+        bias = errors.float_array(function, "bias", bias).astype(jnp.float32)
+        if bias.shape != (n,):
+            raise ValueError(
+                f"{function}: bias has shape {bias.shape}, expected {(n,)} (w: {describe(w)})"
+            )
+    dynamic = not isinstance(x, QuantizedArray)
+    values, forms, parts = (x, ("none", "none"), (None, None)) if dynamic else _scheme(function, x)
+    spec = GemmSpec(
+        dynamic=dynamic,
+        x_scale=forms[0],
+        x_zero_point=forms[1],
+        w_zero_point=w.zero_point is not None,
+        bias=bias is not None,
+        activation=activation or "none",
+        out_dtype=out_dtype,
+    )
+    operands = {
+        "data": w.data,
+        "w_scale": w.scale,
+        "column_sums": w.column_sums,
+        "x_scale": parts[0],
+        "x_zero_point": parts[1],
+        "w_zero_point": w.zero_point,
+        "bias": bias,
+        "out_scale": out_scale,
+        "out_zero_point": out_zero_point,
+    }
+    return _folded(values, operands, spec=spec)
+
+
+@functools.partial(jax.jit, static_argnames="spec", inline=True)
+def _folded(x, operands, *, spec: GemmSpec):
+    """gemm with the leading dimensions of x and of its per-row parameters folded into M."""
+    m, k = math.prod(x.shape[:-1]), x.shape[-1]
+    rows = {
+        name: jnp.broadcast_to(operands[name], (*x.shape[:-1], 1)).reshape(m)
+        for name in ("x_scale", "x_zero_point")
+        if getattr(spec, name) == "row"
+    }
+    out = gemm(spec, **(operands | rows | {"x": x.reshape(m, k)}))
+    return out.reshape(*x.shape[:-1], out.shape[-1])
+
+
+def _scheme(function: str, x: QuantizedArray):
+    """Values of x, and whether its scale and zero point are "none", one per "tensor" or "row"."""
+    rows = x.shape[:-1]
+    forms, parts = [], []
+    for name, part in (("scale", x.scale), ("zero_point", x.zero_point)):
+        if part is None or part.shape == ():
+            forms.append("none" if part is None else "tensor")
+        elif part.ndim == x.ndim and all(
+            a in (1, b) for a, b in zip(part.shape, (*rows, 1), strict=True)
+        ):
+            forms.append("row")
+        else:
+            raise ValueError(
+                f"{function}: x.{name} has shape {part.shape}, expected () (per tensor) or "
+                f"{(*rows, 1)} (per row) (x: {describe(x)})"
+            )
+        parts.append(part)
+    return x.qvalue, forms, parts

@@ -1,0 +1,124 @@
+"""Weights into the layout of the kernels, and back. Packing is done once, outside hot loops."""
+
+import jax
+import jax.numpy as jnp
+
+from jax_qgemm import errors, reference
+from jax_qgemm.errors import describe
+from jax_qgemm.primitives import pack as primitive
+from jax_qgemm.quantization import quantize
+from jax_qgemm.types import PackedWeight, QuantizedArray
+
+
+def pack(q: QuantizedArray) -> PackedWeight:
+    """Pack a quantized (K, N) weight; `unpack(pack(q))` equals q.
+
+    Args:
+      q: 2-D QuantizedArray, int8 or uint8; scale and zero_point per tensor, shape (), or per
+        column, shape (1, N).
+
+    Raises:
+      TypeError: q is no QuantizedArray.
+      ValueError: q is not 2-D, or its scales are not per tensor or per column.
+    """
+    if not isinstance(q, QuantizedArray):
+        raise TypeError(
+            f"pack: q must be a QuantizedArray, got {describe(q)}; quantize it first, or use "
+            "jax_qgemm.pack_weight for a float array"
+        )
+    if q.ndim != 2:
+        raise ValueError(
+            f"pack: q must have 2 dimensions (K, N), got {describe(q)}; use jax.vmap for a stack"
+        )
+    n = q.shape[1]
+    for name, part in (("scale", q.scale), ("zero_point", q.zero_point)):
+        if part is not None and part.shape not in ((), (1, n)):
+            raise ValueError(
+                f"pack: {name} has shape {part.shape}, expected () or (1, {n}): one per tensor or "
+                "per column, quantize(kernel, qtype, channelwise_axes=[1])"
+            )
+    return _pack(q)
+
+
+def unpack(w: PackedWeight) -> QuantizedArray:
+    """The QuantizedArray that was packed.
+
+    Raises:
+      TypeError: w is no PackedWeight.
+      ValueError: w is a stack of weights, or of a newer format version.
+    """
+    check_packed("unpack", "w", w)
+    return _unpack(w)
+
+
+def pack_weight(kernel, qtype="int8", *, symmetric=None) -> PackedWeight:
+    """Quantize a float (K, N) weight with one scale per column and pack it.
+
+    Args:
+      kernel: float32 or bfloat16 (K, N).
+      qtype: "int8" or "uint8".
+      symmetric: as in `quantize`.
+
+    Raises:
+      TypeError: kernel is not float32 or bfloat16.
+      ValueError: kernel is not 2-D, unknown qtype.
+    """
+    kernel = errors.float_array("pack_weight", "kernel", kernel)
+    qtype = errors.qtype_name("pack_weight", "qtype", qtype)
+    if kernel.ndim != 2:
+        raise ValueError(
+            f"pack_weight: kernel must have 2 dimensions (K, N), got {describe(kernel)}; use "
+            "jax.vmap for a stack"
+        )
+    return pack(quantize(kernel, qtype, channelwise_axes=[1], symmetric=symmetric))
+
+
+def check_packed(function: str, name: str, w) -> None:
+    """Refuse what is no single PackedWeight of a format that this release reads."""
+    if not isinstance(w, PackedWeight):
+        if isinstance(w, QuantizedArray):
+            hint = "; pack it once with jax_qgemm.pack"
+        elif hasattr(w, "dtype"):
+            hint = "; pack it once with jax_qgemm.pack_weight"
+        else:
+            hint = ""
+        raise TypeError(f"{function}: {name} must be a PackedWeight, got {describe(w)}{hint}")
+    errors.check_format_version(function, w.format_version)
+    if len(w.shape) != 2:
+        raise ValueError(
+            f"{function}: {name} is a stack of weights, {describe(w)}; use jax.vmap or "
+            "jax.lax.scan over its leading dimensions"
+        )
+
+
+@jax.jit
+def _pack(q: QuantizedArray) -> PackedWeight:
+    channelwise = q.scale.ndim > 0 or (q.zero_point is not None and q.zero_point.ndim > 0)
+    n = q.shape[1]
+    qvalue, zero_point = q.qvalue, q.zero_point
+    if q.qtype == "uint8":
+        qvalue = (qvalue.astype(jnp.int16) - 128).astype(jnp.int8)
+        zero_point = (jnp.int32(0) if zero_point is None else zero_point) - 128
+    scale = jnp.broadcast_to(q.scale.reshape(-1), (n,))
+    if zero_point is not None:
+        zero_point = jnp.broadcast_to(zero_point.reshape(-1), (n,))
+    data, column_sums = primitive.pack(qvalue, zero_point)
+    return PackedWeight(data, scale, zero_point, column_sums, q.shape, q.qtype, channelwise)
+
+
+@jax.jit
+def _unpack(w: PackedWeight) -> QuantizedArray:
+    q = reference.unpack(w.data, *w.matrix_shape)
+    zero_point = w.zero_point
+    if w.qtype == "uint8":
+        q = (q.astype(jnp.int16) + 128).astype(jnp.uint8)
+        zero_point = zero_point + 128
+
+    def parameters(columns, empty):
+        if w.channelwise:
+            return columns[None]
+        return columns[0] if w.matrix_shape[1] else empty
+
+    scale = parameters(w.scale, jnp.float32(1))
+    zero_point = None if zero_point is None else parameters(zero_point, jnp.int32(0))
+    return QuantizedArray(q, scale, zero_point, w.qtype)

@@ -1,0 +1,1 @@
+"""JAX primitives, one file per FFI custom call with all its rules."""

@@ -1,0 +1,85 @@
+"""What the primitives share: definition with eager use and lowerings, folding, mapping."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+
+from jax_qgemm import native
+
+
+def define(target: str, *, abstract_eval, reference, attributes, batch) -> Primitive:
+    """A primitive with several results, lowered to the FFI `target` where it is registered.
+
+    Args:
+      target: name of the FFI target, versioned; the primitive's name is its first part.
+      abstract_eval: avals and parameters → list of result avals.
+      reference: arrays and parameters → list of arrays, in plain JAX: the lowering everywhere
+        else.
+      attributes: parameters → attributes of the custom call.
+      batch: (operands, dims, **params) → (results, dims).
+    """
+    name = target.removesuffix(".v1").replace(".", "_")
+    primitive = Primitive(name)
+    primitive.multiple_results = True
+    primitive.def_abstract_eval(abstract_eval)
+    primitive.def_impl(_eager(primitive))
+    mlir.register_lowering(primitive, mlir.lower_fun(reference, multiple_results=True))
+    if target in native.targets:
+        lowering = jax.ffi.ffi_lowering(target)
+        mlir.register_lowering(
+            primitive,
+            lambda ctx, *operands, **params: lowering(ctx, *operands, **attributes(**params)),
+            platform="cpu",
+        )
+    batching.primitive_batchers[primitive] = batch
+    return primitive
+
+
+def _eager(primitive: Primitive):
+    """Outside jit: compile the one call, once for each shape and set of parameters."""
+
+    @functools.cache
+    def compiled(**params):
+        return jax.jit(functools.partial(primitive.bind, **params))
+
+    def run(*operands, **params):
+        with jax.disable_jit(False):  # a primitive without jit would call itself for ever
+            return compiled(**params)(*operands)
+
+    return run
+
+
+def to_rows(operand, dim, size: int):
+    """A batched (or, dim None, repeated) operand with its batch folded into the leading axis."""
+    if dim is None:
+        operand = jnp.broadcast_to(operand, (size, *operand.shape))
+    else:
+        operand = jnp.moveaxis(operand, dim, 0)
+    return operand.reshape(size * operand.shape[1], *operand.shape[2:])
+
+
+def from_rows(result, size: int, operand, dim):
+    """The inverse of `to_rows`, batch at axis 0; `operand`, `dim`: any that was folded."""
+    rows = operand.shape[1 if dim == 0 else 0]
+    return result.reshape(size, rows, *result.shape[1:])
+
+
+def map_batch(bind, operands, dims):
+    """One call per batch element, for batches that cannot be folded: (results, dims)."""
+    moved = [
+        None if d is None else jnp.moveaxis(o, d, 0) for o, d in zip(operands, dims, strict=True)
+    ]
+
+    def one(parts):
+        return bind(*[o if p is None else p for o, p in zip(operands, parts, strict=True)])
+
+    results = jax.lax.map(one, moved)
+    return results, [0] * len(results)
+
+
+def batch_size(operands, dims) -> int:
+    """Length of the mapped axis."""
+    return next(o.shape[d] for o, d in zip(operands, dims, strict=True) if d is not None)

@@ -1,0 +1,99 @@
+"""gemm: out[M,N] = epilogue(x[M,K] · packed weight). FFI target jax_qgemm.gemm.v1."""
+
+import functools
+
+import numpy as np
+
+from jax_qgemm import reference
+from jax_qgemm.compat import ShapedArray
+from jax_qgemm.primitives import common
+from jax_qgemm.types import GemmSpec
+
+
+def gemm(spec: GemmSpec, **operands):
+    """out [M,N]. Operands by name as in `operand_names`; those that `spec` leaves out are None."""
+    return gemm_p.bind(*(operands[name] for name in operand_names(spec)), spec=spec)[0]
+
+
+@functools.cache
+def operand_names(spec: GemmSpec) -> tuple[str, ...]:
+    """The operands that `spec` has, in the order of the custom call."""
+    raw = spec.out_dtype == "int32"
+    requantized = spec.out_dtype in ("int8", "uint8")
+    optional = {
+        "x_scale": not spec.dynamic and not raw,
+        "x_zero_point": spec.x_zero_point != "none",
+        "w_zero_point": spec.w_zero_point,
+        "bias": spec.bias,
+        "out_scale": requantized,
+        "out_zero_point": requantized,
+    }
+    always = ("x", "data", "w_scale", "column_sums")
+    return always + tuple(name for name, present in optional.items() if present)
+
+
+def _abstract_eval(*avals, spec: GemmSpec):
+    operands = dict(zip(operand_names(spec), avals, strict=True))
+    (m, k), (n,) = operands["x"].shape, operands["w_scale"].shape
+    rows = {"none": None, "tensor": (), "row": (m,)}
+    blocks = len(reference.blocks(k, spec.w_zero_point))
+    expected = {
+        "data": ((reference.packed_size(k, n),), "int8"),
+        "w_scale": ((n,), "float32"),
+        "column_sums": ((blocks, n), "int32"),
+        "x_scale": (rows[spec.x_scale], "float32"),
+        "x_zero_point": (rows[spec.x_zero_point], "int32"),
+        "w_zero_point": ((n,), "int32"),
+        "bias": ((n,), "float32"),
+        "out_scale": ((), "float32"),
+        "out_zero_point": ((), "int32"),
+    }
+    for name in operand_names(spec)[1:]:
+        shape, dtype = expected[name]
+        found = operands[name]
+        if found.shape != shape or found.dtype != dtype:
+            raise ValueError(
+                f"gemm: {name} is {found.dtype}{list(found.shape)}, expected {dtype}{list(shape)} "
+                f"for x {operands['x'].dtype}{[m, k]} and N={n}; was the packed weight altered?"
+            )
+    return [ShapedArray((m, n), np.dtype(spec.out_dtype))]
+
+
+def _reference(*operands, spec: GemmSpec):
+    named = dict(zip(operand_names(spec), operands, strict=True))
+    return [reference.gemm(**named, spec=spec)]
+
+
+def _attributes(spec: GemmSpec):
+    return {
+        "dynamic": spec.dynamic,
+        "has_x_zero_point": spec.x_zero_point != "none",
+        "has_w_zero_point": spec.w_zero_point,
+        "has_bias": spec.bias,
+        "activation": spec.activation,
+    }
+
+
+def _batch(operands, dims, *, spec: GemmSpec):
+    """Rows of x are independent: a batch of them is a longer M. Others go one by one."""
+    names = operand_names(spec)
+    by_row = {"x"}
+    by_row |= {name for name in ("x_scale", "x_zero_point") if getattr(spec, name) == "row"}
+    if any(d is not None and name not in by_row for name, d in zip(names, dims, strict=True)):
+        return common.map_batch(functools.partial(gemm_p.bind, spec=spec), operands, dims)
+    size = common.batch_size(operands, dims)
+    folded = [
+        common.to_rows(operand, dim, size) if name in by_row else operand
+        for name, operand, dim in zip(names, operands, dims, strict=True)
+    ]
+    (out,) = gemm_p.bind(*folded, spec=spec)
+    return [common.from_rows(out, size, operands[0], dims[0])], [0]
+
+
+gemm_p = common.define(
+    "jax_qgemm.gemm.v1",
+    abstract_eval=_abstract_eval,
+    reference=_reference,
+    attributes=_attributes,
+    batch=_batch,
+)

@@ -1,0 +1,42 @@
+"""pack: a weight s8[K,N] into panels, with its column sums. FFI target jax_qgemm.pack.v1."""
+
+import functools
+
+import numpy as np
+
+from jax_qgemm import reference
+from jax_qgemm.compat import ShapedArray
+from jax_qgemm.primitives import common
+
+
+def pack(qvalue, zero_point=None):
+    """qvalue s8[K,N], zero_point s32[N] or None → data s8[N16*K4], column_sums s32[blocks,N]."""
+    has_zero_point = zero_point is not None
+    operands = (qvalue, zero_point) if has_zero_point else (qvalue,)
+    return pack_p.bind(*operands, has_zero_point=has_zero_point)
+
+
+def _abstract_eval(qvalue, *zero_point, has_zero_point: bool):
+    k, n = qvalue.shape
+    blocks = len(reference.blocks(k, has_zero_point))
+    return [
+        ShapedArray((reference.packed_size(k, n),), np.dtype(np.int8)),
+        ShapedArray((blocks, n), np.dtype(np.int32)),
+    ]
+
+
+def _reference(*operands, has_zero_point: bool):
+    return reference.pack(*operands)
+
+
+def _batch(operands, dims, **params):
+    return common.map_batch(functools.partial(pack_p.bind, **params), operands, dims)
+
+
+pack_p = common.define(
+    "jax_qgemm.pack.v1",
+    abstract_eval=_abstract_eval,
+    reference=_reference,
+    attributes=lambda has_zero_point: {"has_zero_point": has_zero_point},
+    batch=_batch,
+)

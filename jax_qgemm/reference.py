@@ -1,0 +1,195 @@
+"""The meaning of every primitive in plain JAX: fallback lowering, test oracle and specification.
+
+Quantization is affine, `real = scale * (q - zero_point)`, rounds to nearest even and saturates.
+On the CPU these functions give the same bits as the native kernels: `_rounded`, and divisors that
+are no compile-time constants, keep XLA from replacing two roundings by one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+if TYPE_CHECKING:
+    from jax_qgemm.types import GemmSpec
+
+QRANGE = {"int8": (-128, 127), "uint8": (0, 255)}
+FORMAT_VERSION = 1  # of the packed layout
+PANEL = 64  # columns in a panel of the packed layout
+FLT_MAX = np.finfo(np.float32).max
+FLT_MIN = np.finfo(np.float32).tiny
+
+
+def _rounded(y):
+    """y, kept from XLA's rewriting: a·b + c as one operation, a / (b / c) as a·c / b."""
+    return jnp.where(jnp.isnan(y), np.nan, y)
+
+
+# Parameters of the quantization
+
+
+def symmetric_params(x, axes, qmax: int):
+    """Scale and its inverse from max|x| over `axes` (kept as 1): `amax / qmax`, `qmax / amax`.
+
+    Values so small that the scale would be subnormal (CPUs flush those to zero) count as zeros:
+    scale 1. NaN or Inf anywhere makes scale and inverse NaN.
+    """
+    amax = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0)
+    amax = jnp.where(amax < qmax * FLT_MIN, np.float32(qmax), amax)
+    steps = jnp.where(amax < np.inf, np.float32(qmax), np.nan)
+    return amax / steps, steps / amax
+
+
+def asymmetric_params(x, axes, qtype: str):
+    """Scale, inverse and int32 zero point from min(x, 0) and max(x, 0) over `axes` (kept as 1).
+
+    0.0 is represented exactly. Tiny and non-finite ranges as in `symmetric_params`.
+    """
+    qmin, qmax = QRANGE[qtype]
+    low = jnp.min(x, axis=axes, keepdims=True, initial=0)
+    high = jnp.max(x, axis=axes, keepdims=True, initial=0)
+    tiny = high - low < (qmax - qmin) * FLT_MIN
+    low = jnp.where(tiny, 0, low)
+    width = jnp.where(tiny, np.float32(qmax - qmin), high - low)
+    scale = _rounded(width / jnp.where(width < np.inf, np.float32(qmax - qmin), np.nan))
+    zero_point = quantize_affine(-low / scale, qmin, qtype).astype(jnp.int32)
+    return scale, reciprocal(scale), zero_point
+
+
+def reciprocal(scale):
+    """1 / scale, finite for every positive scale."""
+    return jnp.minimum(1 / _rounded(scale), FLT_MAX)
+
+
+# Elementwise maps
+
+
+def quantize_affine(t, zero_point, qtype: str):
+    """`clamp(rne(t) + zero_point)` for t = x / scale; NaN gives zero_point (None: 0)."""
+    zero_point = 0 if zero_point is None else jnp.asarray(zero_point).astype(jnp.float32)
+    qmin, qmax = QRANGE[qtype]
+    t = jnp.clip(jnp.where(jnp.isnan(t), 0, t), qmin - zero_point, qmax - zero_point)
+    return (jnp.round(t) + zero_point).astype(qtype)
+
+
+def quantize_static(x, scale, zero_point, qtype: str):
+    """q of x by given parameters; x is widened to float32."""
+    return quantize_affine(x.astype(jnp.float32) * reciprocal(scale), zero_point, qtype)
+
+
+def dequantize(qvalue, scale, zero_point):
+    """`scale * (q - zero_point)`, float32."""
+    q = qvalue.astype(jnp.int32)
+    return (q if zero_point is None else q - zero_point).astype(jnp.float32) * scale
+
+
+def quantize_rows(x, qtype: str):
+    """x [M,K] → parameters chosen for each row: [q int8, scale f32[M]], symmetric, or
+    [q uint8, scale f32[M], zero_point s32[M]], asymmetric."""
+    x = x.astype(jnp.float32)
+    if qtype == "int8":
+        scale, inverse = symmetric_params(x, (1,), 127)
+        return [quantize_affine(x * inverse, None, "int8"), scale[:, 0]]
+    scale, inverse, zero_point = asymmetric_params(x, (1,), "uint8")
+    return [quantize_affine(x * inverse, zero_point, "uint8"), scale[:, 0], zero_point[:, 0]]
+
+
+# The packed layout: packed[panel][k // 4][column][k % 4], panels of 64 columns
+
+
+def k_block(has_zero_point: bool) -> int:
+    """Longest part of K whose int32 sum cannot overflow."""
+    return 32768 if has_zero_point else 65536
+
+
+def blocks(k: int, has_zero_point: bool) -> list[slice]:
+    """K in consecutive blocks, at least one."""
+    step = k_block(has_zero_point)
+    return [slice(start, min(start + step, k)) for start in range(0, max(k, 1), step)]
+
+
+def packed_size(k: int, n: int) -> int:
+    """Bytes of a packed K×N matrix: N up to a multiple of 16, K of 4."""
+    return (n + 15) // 16 * 16 * ((k + 3) // 4 * 4)
+
+
+def pack(qvalue, zero_point=None):
+    """qvalue s8[K,N] → data s8[N16*K4], column_sums s32[blocks,N] of (qvalue - zero_point)."""
+    k, n = qvalue.shape
+    centred = qvalue.astype(jnp.int32)
+    if zero_point is not None:
+        centred = centred - zero_point
+    sums = [
+        centred[part].sum(axis=0, dtype=jnp.int32) for part in blocks(k, zero_point is not None)
+    ]
+    padded = jnp.pad(qvalue, ((0, -k % 4), (0, -n % 16)))
+    k4, n16 = padded.shape
+    whole = n16 // PANEL * PANEL  # columns in full panels
+    full = padded[:, :whole].reshape(k4 // 4, 4, whole // PANEL, PANEL).transpose(2, 0, 3, 1)
+    last = padded[:, whole:].reshape(k4 // 4, 4, n16 - whole).swapaxes(1, 2)
+    data = jnp.concatenate([full.ravel(), last.ravel()])
+    return data, jnp.stack(sums)
+
+
+def unpack(data, k: int, n: int):
+    """The s8[K,N] matrix in packed `data`."""
+    k4, n16 = (k + 3) // 4 * 4, (n + 15) // 16 * 16
+    whole = n16 // PANEL * PANEL
+    full = data[: whole * k4].reshape(whole // PANEL, k4 // 4, PANEL, 4)
+    full = full.transpose(1, 3, 0, 2).reshape(k4, whole)
+    last = data[whole * k4 :].reshape(k4 // 4, n16 - whole, 4)
+    last = last.swapaxes(1, 2).reshape(k4, n16 - whole)
+    return jnp.concatenate([full, last], axis=1)[:k, :n]
+
+
+# The product
+
+
+def gemm(
+    x,
+    data,
+    w_scale,
+    column_sums=None,
+    x_scale=None,
+    x_zero_point=None,
+    w_zero_point=None,
+    bias=None,
+    out_scale=None,
+    out_zero_point=None,
+    *,
+    spec: GemmSpec,
+):
+    """out[M,N] of x [M,K] and a packed weight, in the order of the output pipeline.
+
+    `acc = Σ_k (x - x_zero_point) * (w - w_zero_point)` exactly; scales; bias; activation; output.
+    The column sums are the native kernels' shortcut to the same value.
+    """
+    del column_sums
+    if spec.dynamic:
+        x, x_scale, x_zero_point = quantize_rows(x, "uint8")
+    qx = x.astype(jnp.int32)
+    if x_zero_point is not None:
+        qx = qx - (x_zero_point[:, None] if x_zero_point.ndim else x_zero_point)
+    qw = unpack(data, x.shape[1], w_scale.shape[0]).astype(jnp.int32)
+    if w_zero_point is not None:
+        qw = qw - w_zero_point
+    if spec.out_dtype == "int32":
+        return lax.dot(qx, qw, preferred_element_type=jnp.int32)
+    y = 0
+    for part in blocks(x.shape[1], w_zero_point is not None):
+        acc = lax.dot(qx[:, part], qw[part], preferred_element_type=jnp.int32)
+        y = y + acc.astype(jnp.float32)
+    if spec.dynamic or spec.x_scale == "row":
+        y = _rounded(y * w_scale) * x_scale[:, None]
+    else:
+        y = y * (x_scale * w_scale)
+    if bias is not None:
+        y = _rounded(y) + bias
+    if spec.activation == "relu":
+        y = jnp.where(y < 0, 0, y)
+    if spec.out_dtype in QRANGE:
+        return quantize_static(y, out_scale, out_zero_point, spec.out_dtype)
+    return y.astype(spec.out_dtype)

@@ -1,0 +1,220 @@
+"""The pytrees that users hold, QuantizedArray and PackedWeight, and the static GemmSpec.
+
+Both are plain dataclasses: constructing one checks nothing, since JAX rebuilds them with
+tracers, shapes or placeholders inside. The functions that use them check.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_qgemm import errors, reference
+
+_QTYPES = tuple(reference.QRANGE)
+
+
+class _Quantized:
+    """What both pytrees have in common: the shape of an array, and saving to plain arrays."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the real values, that of `dequantize()`: float32."""
+        return np.dtype(np.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all parts take in memory."""
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """A flat dict of NumPy arrays for np.savez or safetensors; `from_arrays` reads it back.
+
+        np.savez("w.npz", **w.to_arrays()); w = type(w).from_arrays(np.load("w.npz"))
+        """
+        arrays = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        kept = {k: np.asarray(v) for k, v in arrays.items() if hasattr(v, "dtype")}
+        return kept | {"metadata": np.asarray(self._metadata(), np.int64)}
+
+    def _metadata(self) -> list[int]:
+        """The static fields as integers, the format version first."""
+        raise NotImplementedError
+
+    @classmethod
+    def _read(cls, arrays: Mapping[str, np.ndarray], required) -> tuple[list[int], dict]:
+        """Metadata and arrays by field name, after checking that this release can read them."""
+        missing = [name for name in (*required, "metadata") if name not in arrays]
+        if missing:
+            raise ValueError(f"{cls.__name__}.from_arrays: no {', '.join(missing)} in the data")
+        metadata = [int(v) for v in np.asarray(arrays["metadata"]).ravel()]
+        errors.check_format_version(f"{cls.__name__}.from_arrays", metadata[0])
+        names = [f.name for f in dataclasses.fields(cls) if f.name in arrays]
+        return metadata, {"zero_point": None} | {n: jnp.asarray(arrays[n]) for n in names}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class QuantizedArray(_Quantized):
+    """Affine quantized values: real = scale * (qvalue - zero_point).
+
+    Attributes:
+      qvalue: int8 or uint8 array of any shape.
+      scale: float32, shape () or qvalue's rank with 1 on the axes that share a scale.
+      zero_point: int32 of the shape of `scale`; None means 0.
+      qtype: "int8" or "uint8", static.
+    """
+
+    qvalue: jax.Array
+    scale: jax.Array
+    zero_point: jax.Array | None
+    qtype: str = dataclasses.field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.qvalue.shape
+
+    def dequantize(self) -> jax.Array:
+        """The real values, float32. ValueError for a scale that does not fit qvalue."""
+        for name, part in (("scale", self.scale), ("zero_point", self.zero_point)):
+            if part is not None and part.ndim:
+                fits = part.ndim == self.ndim and all(
+                    a in (1, b) for a, b in zip(part.shape, self.shape, strict=True)
+                )
+                if not fits:
+                    raise ValueError(
+                        f"dequantize: {name} has shape {part.shape}, expected () or 1 or the full "
+                        f"size on each axis of {errors.describe(self)}; arrays made under vmap "
+                        "are dequantized under vmap"
+                    )
+        return reference.dequantize(self.qvalue, self.scale, self.zero_point)
+
+    def _metadata(self) -> list[int]:
+        return [reference.FORMAT_VERSION, _QTYPES.index(self.qtype)]
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> QuantizedArray:
+        """The inverse of `to_arrays`. ValueError for data of a newer release or missing parts."""
+        metadata, parts = cls._read(arrays, ("qvalue", "scale"))
+        return cls(**parts, qtype=_QTYPES[metadata[1]])
+
+    def __repr__(self) -> str:
+        return (
+            f"QuantizedArray({_brief(self.qvalue)}, scale={_brief(self.scale)}, "
+            f"zero_point={_brief(self.zero_point)}, qtype={self.qtype!r})"
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class PackedWeight(_Quantized):
+    """A quantized K×N weight in the layout of the kernels, one layout for every CPU.
+
+    Make one with `pack` or `pack_weight`; hold it, checkpoint it and pass it to jitted functions
+    like any weight. `jax.tree.map(lambda *w: jnp.stack(w), *weights)` makes a stack for scan or
+    vmap.
+
+    Attributes:
+      data: int8, flat: panels of 64 columns, in them quads of K, in them columns.
+      scale: float32[N], one per column even where the weight has a single scale.
+      zero_point: int32[N] or None, in terms of the stored int8 values.
+      column_sums: int32[blocks, N], sums over blocks of K of (value - zero_point).
+      matrix_shape: (K, N), static.
+      qtype: "int8" or "uint8" (stored as q - 128), static.
+      channelwise: whether the columns have scales of their own, static.
+      format_version: of the layout, static.
+    """
+
+    data: jax.Array
+    scale: jax.Array
+    zero_point: jax.Array | None
+    column_sums: jax.Array
+    matrix_shape: tuple[int, int] = dataclasses.field(metadata={"static": True})
+    qtype: str = dataclasses.field(metadata={"static": True})
+    channelwise: bool = dataclasses.field(metadata={"static": True})
+    format_version: int = dataclasses.field(
+        default=reference.FORMAT_VERSION, metadata={"static": True}
+    )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(K, N), after the leading dimensions of a stack."""
+        return tuple(getattr(self.data, "shape", (0,))[:-1]) + self.matrix_shape
+
+    def dequantize(self) -> jax.Array:
+        """The real values, float32 of `shape`."""
+        if self.data.ndim > 1:
+            return jax.vmap(PackedWeight.dequantize)(self)
+        errors.check_format_version("dequantize", self.format_version)
+        values = reference.unpack(self.data, *self.matrix_shape)
+        return reference.dequantize(values, self.scale, self.zero_point)
+
+    def _metadata(self) -> list[int]:
+        index = _QTYPES.index(self.qtype)
+        return [self.format_version, index, *self.matrix_shape, int(self.channelwise)]
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> PackedWeight:
+        """The inverse of `to_arrays`. ValueError for data of a newer release or missing parts."""
+        metadata, parts = cls._read(arrays, ("data", "scale", "column_sums"))
+        version, qtype, k, n, channelwise = metadata
+        if parts["data"].shape[-1] != reference.packed_size(k, n):
+            raise ValueError(
+                f"PackedWeight.from_arrays: data has {parts['data'].shape[-1]} bytes, expected "
+                f"{reference.packed_size(k, n)} for a packed {k}×{n} weight"
+            )
+        return cls(
+            **parts,
+            matrix_shape=(k, n),
+            qtype=_QTYPES[qtype],
+            channelwise=bool(channelwise),
+            format_version=version,
+        )
+
+    def __repr__(self) -> str:
+        scales = "per channel" if self.channelwise else "per tensor"
+        dims = ",".join(map(str, self.shape))
+        zero_point = "" if self.zero_point is None else f", zero_point={_brief(self.zero_point)}"
+        return f"PackedWeight({self.qtype}[{dims}], {scales}, data={_brief(self.data)}{zero_point})"
+
+
+@dataclasses.dataclass(frozen=True)
+class GemmSpec:
+    """What one gemm does besides its shapes: the static parameter of the primitive.
+
+    Attributes:
+      dynamic: x is float, quantized per row inside; no x_scale, no x_zero_point.
+      x_scale, x_zero_point: "none", "tensor" or "row".
+      w_zero_point, bias: whether that operand is present.
+      activation: "none" or "relu".
+      out_dtype: "float32", "bfloat16", "int8", "uint8" or "int32" (the raw sums).
+    """
+
+    dynamic: bool
+    x_scale: str = "none"
+    x_zero_point: str = "none"
+    w_zero_point: bool = False
+    bias: bool = False
+    activation: str = "none"
+    out_dtype: str = "float32"
+
+
+def _brief(part) -> str:
+    """`float32[8,1]` of an array or tracer; whatever else JAX puts into a pytree, by its repr."""
+    return errors.describe(part) if hasattr(part, "dtype") else repr(part)

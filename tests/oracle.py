@@ -1,0 +1,125 @@
+"""The numerics of jax_qgemm in NumPy: float32 operations one by one, integer sums exact.
+
+This is the bitwise definition that the native kernels must meet on every instruction set. It is
+written from the definition and shares no code with the package.
+"""
+
+import ml_dtypes
+import numpy as np
+
+F32 = np.float32
+BF16 = ml_dtypes.bfloat16
+RANGE = {"int8": (-128, 127), "uint8": (0, 255)}
+FLT_MAX, FLT_MIN = np.finfo(F32).max, np.finfo(F32).tiny
+
+
+def to_int(t, zero_point, qtype):
+    """clamp(rne(t) + zero_point), NaN to zero_point."""
+    qmin, qmax = RANGE[qtype]
+    t = np.where(np.isnan(t), F32(0), t)
+    return (np.rint(np.clip(t, qmin - zero_point, qmax - zero_point)) + zero_point).astype(qtype)
+
+
+def quantize_static(x, scale, zero_point, qtype):
+    with np.errstate(over="ignore"):
+        inverse = np.minimum(F32(1) / F32(scale), FLT_MAX)
+        t = np.asarray(x).astype(F32) * inverse
+    return to_int(t, np.asarray(zero_point, F32), qtype)
+
+
+def quantize(x, qtype, axes=(), symmetric=True):
+    """(q, scale, zero_point), the parameters chosen from x; axes: those with their own scale."""
+    x = np.asarray(x).astype(F32)
+    shared = tuple(a for a in range(x.ndim) if a not in axes)
+    keep = {"axis": shared, "keepdims": True, "initial": 0}
+    qmin, qmax = RANGE[qtype]
+    with np.errstate(all="ignore"):
+        if symmetric:
+            amax = np.max(np.abs(x), **keep).astype(F32)
+            amax = np.where(amax < 127 * FLT_MIN, F32(127), amax)
+            steps = np.where(np.isfinite(amax), F32(127), F32(np.nan))
+            scale, inverse = amax / steps, steps / amax
+            zero_point = np.full(scale.shape, 0 if qtype == "int8" else 128, np.int32)
+        else:
+            low, high = np.min(x, **keep), np.max(x, **keep)
+            tiny = high - low < (qmax - qmin) * FLT_MIN
+            low, width = np.where(tiny, F32(0), low), high - low
+            width = np.where(tiny, F32(255), width)
+            scale = width / np.where(np.isfinite(width), F32(255), F32(np.nan))
+            inverse = np.minimum(F32(1) / scale, FLT_MAX)
+            zero_point = to_int(-low / scale, F32(qmin), qtype).astype(np.int32)
+        q = to_int(x * inverse, zero_point.astype(F32), qtype)
+    if not axes:
+        scale, zero_point = scale.reshape(()), zero_point.reshape(())
+    return q, scale, zero_point
+
+
+def wrap32(a):
+    """int64 values modulo 2³², as int32."""
+    return a.astype(np.int64).astype(np.uint64).astype(np.uint32).view(np.int32)
+
+
+def accumulate(qx, zx, qw, zw):
+    """Σ_k (qx - zx)(qw - zw) as int64: float64 products of such integers are exact below 2⁵³."""
+    a = qx.astype(np.float64) - np.asarray(zx, np.float64)
+    b = qw.astype(np.float64) - np.asarray(zw, np.float64)
+    return (a @ b).astype(np.int64)
+
+
+def linear(
+    qx,
+    sx,
+    zx,
+    qw,
+    sw,
+    zw=None,
+    *,
+    bias=None,
+    activation=None,
+    out="float32",
+    out_scale=None,
+    out_zero_point=0,
+):
+    """The product [M,N]. sx is () or [M,1], zx like it, sw and zw broadcast over columns [N]."""
+    k, n = qw.shape
+    sx, sw = np.asarray(sx, F32), np.broadcast_to(np.asarray(sw, F32).reshape(-1), (n,))
+    block = 65536 if zw is None else 32768
+    zw = 0 if zw is None else np.broadcast_to(np.asarray(zw).reshape(-1), (n,))
+    if out == "int32":
+        return wrap32(accumulate(qx, zx, qw, zw))
+    y = np.zeros((qx.shape[0], n), F32)
+    for start in range(0, k, block):
+        part = slice(start, start + block)
+        acc = accumulate(qx[:, part], zx, qw[part], zw)
+        assert not acc.size or np.abs(acc).max() < 2**31
+        y = y + acc.astype(np.int32).astype(F32)
+    with np.errstate(all="ignore"):
+        y = y * (sx * sw) if sx.ndim == 0 else (y * sw) * sx
+        if bias is not None:
+            y = y + np.asarray(bias).astype(F32)
+        if activation == "relu":
+            y = np.where(y < 0, F32(0), y)
+        if out in RANGE:
+            return quantize_static(y, out_scale, out_zero_point, out)
+        return y.astype(BF16 if out == "bfloat16" else F32)
+
+
+def dot(x, qw, sw, zw=None, **epilogue):
+    """Dynamic quantization of float x per row, then `linear`."""
+    q, scale, zero_point = quantize(x, "uint8", axes=(0,), symmetric=False)
+    return linear(q, scale, zero_point, qw, sw, zw, **epilogue)
+
+
+def pack(qvalue, zero_point=None):
+    """Packed bytes and column sums of s8[K,N], element by element from the layout's formula."""
+    k, n = qvalue.shape
+    k4, n16 = -(-k // 4) * 4, -(-n // 16) * 16
+    data = np.zeros(n16 * k4, np.int8)
+    rows, columns = np.arange(k)[:, None], np.arange(n)[None, :]
+    panel = columns // 64
+    width = np.minimum(64, n16 - panel * 64)
+    data[panel * 64 * k4 + (rows // 4 * width + columns % 64) * 4 + rows % 4] = qvalue
+    block = 65536 if zero_point is None else 32768
+    centred = qvalue.astype(np.int64) - (0 if zero_point is None else zero_point)
+    starts = range(0, max(k, 1), block)
+    return data, np.stack([wrap32(centred[s : s + block].sum(axis=0)) for s in starts])

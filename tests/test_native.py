@@ -1,0 +1,155 @@
+"""Loading the extension or doing without it, the import itself, config and info."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import jax_qgemm as jq
+from jax_qgemm import native
+
+WITHOUT = "import sys; sys.modules['jax_qgemm._native'] = None\n"
+NATIVE = bool(jq.cpu_info()["isa_available"])
+
+
+def python(code, *flags, **env):
+    return subprocess.run(
+        [sys.executable, *flags, "-c", code],
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_everything_works_without_the_extension():
+    code = """
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import jax_qgemm as jq
+    import jax_qgemm.primitives.gemm
+mine = [w for w in caught if "jax_qgemm" in str(w.message)]
+assert len(mine) == 1, caught
+assert mine[0].category is UserWarning and "pip install" in str(mine[0].message)
+assert mine[0].filename == "<string>", mine[0].filename
+import numpy as np
+x, k = np.ones((3, 8), np.float32), np.eye(8, 5, dtype=np.float32)
+w = jq.pack_weight(k)
+assert np.allclose(jq.dot(x, w), x @ k, atol=1e-2)
+xq = jq.quantize(x, "uint8", scale=0.01)
+assert np.allclose(jq.quantized_linear(xq, w, out_scale=0.01).dequantize(), x @ k, atol=1e-2)
+assert np.array_equal(jq.unpack(w).dequantize(), w.dequantize())
+info = jq.cpu_info()
+assert info["isa_available"] == [] and info["isa_selected"] == "xla" and "_native" in info["why"]
+assert jq.kernel_cache_info() == {"kernels": 0, "bytes": 0, "plans": 0}
+with jq.config.limit_isa("avx2"):
+    assert jq.config.max_isa == "avx2"
+try:
+    jq.config.max_isa = "sse9"
+except ValueError as e:
+    assert "portable, avx2" in str(e)
+else:
+    raise AssertionError
+from jax_qgemm import info
+assert "xla" in info.report()
+"""
+    done = python(WITHOUT + code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_import_is_light_and_initialises_no_backend():
+    code = """
+import sys, time, warnings
+warnings.simplefilter("ignore", UserWarning)
+import jax
+start = time.perf_counter()
+import jax_qgemm
+seconds = time.perf_counter() - start
+heavy = {"flax", "orbax", "matplotlib", "rich", "absl.flags"} & set(sys.modules)
+assert not heavy, heavy
+jax.config.update("jax_num_cpu_devices", 3)  # refused once a backend exists
+assert len(jax.devices()) == 3
+assert seconds < 2, seconds
+"""
+    done = python(code, "-W", "error::DeprecationWarning")
+    assert done.returncode == 0, done.stderr
+
+
+def test_too_old_jax_is_refused():
+    code = "import jax; jax.__version__ = '0.7.2'; jax.__version_info__ = (0, 7, 2)\n"
+    done = python(code + "import jax_qgemm")
+    assert "needs jax >= 0.8.0, found jax 0.7.2" in done.stderr
+
+
+def test_info_command():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::UserWarning", "-m", "jax_qgemm.info"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    for word in ("jaxlib", "isa selected", "threads", "ffi targets", jq.config.max_isa):
+        assert word in done.stdout
+
+
+def test_cpu_info_has_its_keys():
+    info = jq.cpu_info()
+    keys = {"vendor", "brand", "features", "isa_available", "isa_selected", "jit", "why"}
+    assert keys | {"l1d", "l2", "l3"} <= set(info)
+    assert set(jq.kernel_cache_info()) == {"kernels", "bytes", "plans"}
+    if NATIVE:
+        assert info["isa_available"][0] == "portable"
+        assert set(info["isa_available"]) <= set(jq.config.isa_names)
+        assert {"jax_qgemm.gemm.v1", "jax_qgemm.pack.v1", "jax_qgemm.quantize.v1"} <= set(
+            native.targets
+        )
+
+
+def test_config_limits_and_restores():
+    before = jq.config.max_isa
+    with jq.config.limit_isa("portable") as config:
+        assert config.max_isa == "portable"
+        with jq.config.limit_isa(before):
+            assert jq.config.max_isa == before
+        assert jq.config.max_isa == "portable"
+        if NATIVE:
+            assert jq.cpu_info()["isa_selected"] == "portable"
+    assert jq.config.max_isa == before
+    with pytest.raises(RuntimeError, match="inside"), jq.config.limit_isa("portable"):
+        raise RuntimeError("inside")
+    assert jq.config.max_isa == before
+    assert before in repr(jq.config)
+
+
+def test_config_refuses_unknown_names():
+    with pytest.raises(ValueError, match=r"config.max_isa: expected one of portable, .*'sse9'"):
+        jq.config.max_isa = "sse9"
+    with pytest.raises(ValueError, match=r"config.limit_isa: .*None"), jq.config.limit_isa(None):
+        pass
+
+
+def test_environment_variable():
+    code = "import jax_qgemm as jq; assert jq.config.max_isa == 'portable'"
+    done = python(code, "-W", "ignore::UserWarning", JAX_QGEMM_MAX_ISA="portable")
+    assert done.returncode == 0, done.stderr
+    done = python("import jax_qgemm", "-W", "ignore::UserWarning", JAX_QGEMM_MAX_ISA="fast")
+    assert "JAX_QGEMM_MAX_ISA: expected one of portable, " in done.stderr
+    assert "'fast'" in done.stderr
+
+
+@pytest.mark.skipif(not NATIVE, reason="the extension is not built: no custom calls to look for")
+def test_native_lowering_is_used_on_cpu_and_follows_config():
+    import jax
+    import numpy as np
+
+    w = jq.pack_weight(np.eye(8, dtype=np.float32))
+    x = np.ones((2, 8), np.float32)
+    compiled = jax.jit(jq.dot).lower(x, w)
+    assert "jax_qgemm.gemm.v1" in compiled.as_text()
+    run = compiled.compile()
+    for isa in jq.cpu_info()["isa_available"]:
+        with jq.config.limit_isa(isa):
+            assert np.allclose(run(x, w), 1, atol=1e-2)

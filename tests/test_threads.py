@@ -1,0 +1,108 @@
+"""Threads: programs that run at once never deadlock, and results do not depend on their number."""
+
+import concurrent.futures
+import hashlib
+import os
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_qgemm as jq
+
+# A network of layers that are each worth splitting among threads, and its input.
+NETWORK = textwrap.dedent(
+    """
+    import jax, jax.numpy as jnp, numpy as np
+    import jax_qgemm as jq
+
+    rng = np.random.default_rng(0)
+    def weight(k, n):
+        return jq.pack_weight(jnp.asarray(rng.standard_normal((k, n), np.float32)), "int8")
+    weights = [weight(k, n) for k, n in [(700, 1500), (1500, 1100), (1100, 64), (64, 2048)]]
+    inputs = [jnp.asarray(rng.standard_normal((m, 700), np.float32)) for m in (1, 5, 33, 200)]
+
+    @jax.jit
+    def network(x, weights):
+        for w in weights:
+            x = jq.dot(x, w, activation="relu") / 100
+        return x
+    """
+)
+
+
+def run(code: str, timeout: int = 120, **environment) -> str:
+    """Output of a fresh interpreter; a hang fails the test."""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, **environment},
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout.strip()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs CPU affinity (Linux)")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
+def test_one_thread_and_several_agree_bitwise():
+    digest = textwrap.dedent(
+        """
+        import hashlib
+        bits = b"".join(np.asarray(network(x, weights)).tobytes() for x in inputs)
+        print(hashlib.sha256(bits).hexdigest())
+        """
+    )
+    one = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    assert run(one + NETWORK + digest) == run(NETWORK + digest)
+
+
+def test_programs_of_many_threads_at_once():
+    """Several Python threads run many-layer programs at once: no deadlock, not a bit changed."""
+    storm = textwrap.dedent(
+        """
+        import threading
+        expected = [np.asarray(network(x, weights)) for x in inputs]
+        wrong = []
+        def work(seed):
+            order = np.random.default_rng(seed).integers(0, len(inputs), 60)
+            for i in order:
+                if not np.array_equal(np.asarray(network(inputs[i], weights)), expected[i]):
+                    wrong.append(i)
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+        [t.start() for t in threads]
+        [t.join() for t in threads]
+        print("wrong", len(wrong))
+        """
+    )
+    assert run(NETWORK + storm) == "wrong 0"
+
+
+def test_first_calls_from_many_threads():
+    """Kernels and plans are made by whoever comes first, without a race."""
+    k, n = 96, 48
+    rng = np.random.default_rng(1)
+    w = jq.pack_weight(jnp.asarray(rng.standard_normal((k, n), np.float32)), "int8")
+    xs = [jnp.asarray(rng.standard_normal((m, k), np.float32)) for m in range(1, 17)]
+    call = jax.jit(lambda x, w: jq.dot(x, w, activation="relu"))
+
+    def digest(x):
+        return hashlib.sha256(np.asarray(call(x, w)).tobytes()).hexdigest()
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(digest, xs))
+    assert together == [digest(x) for x in xs]
+
+
+def test_a_row_is_the_same_alone_and_in_any_batch():
+    rng = np.random.default_rng(2)
+    w = jq.pack_weight(jnp.asarray(rng.standard_normal((300, 130), np.float32)), "int8")
+    x = jnp.asarray(rng.standard_normal((257, 300), np.float32))
+    whole = np.asarray(jq.dot(x, w))
+    for begin, end in [(0, 1), (5, 6), (3, 10), (100, 257)]:
+        np.testing.assert_array_equal(np.asarray(jq.dot(x[begin:end], w)), whole[begin:end])

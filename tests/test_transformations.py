@@ -1,0 +1,267 @@
+"""jit, vmap in all its forms, scan and friends: the same bits as one call at a time."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_qgemm as jq
+
+K, N = 37, 21
+
+
+@pytest.fixture
+def w(rng):
+    return jq.pack_weight(rng.standard_normal((K, N)).astype(np.float32), "uint8")
+
+
+@pytest.fixture
+def weights(rng):
+    """Three weights as one stacked pytree."""
+    kernels = rng.standard_normal((3, K, N)).astype(np.float32)
+    return stack([jq.pack_weight(kernel, "uint8") for kernel in kernels])
+
+
+def stack(trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def pick(tree, index):
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def floats(rng, *shape):
+    return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+
+def equal(a, b):
+    leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(x.shape == y.shape and np.array_equal(x, y) for x, y in leaves)
+
+
+def primitives(function, *args):
+    """Names of all primitives in the jaxpr, those of nested jaxprs included."""
+
+    def walk(jaxpr):
+        for equation in jaxpr.eqns:
+            yield equation.primitive.name
+            for value in equation.params.values():
+                inner = getattr(value, "jaxpr", value)
+                if hasattr(inner, "eqns"):
+                    yield from walk(inner)
+
+    return list(walk(jax.make_jaxpr(function)(*args).jaxpr))
+
+
+def dynamic(x, w):
+    return jq.dot(x, w, activation="relu")
+
+
+def static(x, w):
+    q = jq.quantize(x, "uint8", scale=0.03, zero_point=120)
+    return jq.quantized_linear(q, w, out_scale=0.2, out_zero_point=128).dequantize()
+
+
+def by_row(x, w):
+    return jq.dot(jq.quantize(x, "int8", channelwise_axes=range(x.ndim - 1)), w)
+
+
+def by_tensor(x, w):
+    return jq.dot(jq.quantize(x, "uint8"), w)
+
+
+ALL = pytest.mark.parametrize("f", [dynamic, static, by_row, by_tensor])
+ROWWISE = pytest.mark.parametrize("f", [dynamic, static, by_row])
+
+
+@ALL
+def test_jit_equals_eager(f, rng, w):
+    x = floats(rng, 6, K)
+    assert equal(jax.jit(f)(x, w), f(x, w))
+    with jax.disable_jit():
+        assert equal(f(x, w), jax.jit(f)(x, w))
+
+
+@ALL
+@pytest.mark.parametrize("axis", [0, 1, 2, -1])
+def test_vmap_x(f, axis, rng, w):
+    x = floats(rng, 4, 6, K)
+    want = jnp.stack([f(row, w) for row in x])
+    moved = jnp.moveaxis(x, 0, axis)
+    assert equal(jax.vmap(f, in_axes=(axis, None))(moved, w), want)
+    out = jax.jit(jax.vmap(f, in_axes=(axis, None), out_axes=1))(moved, w)
+    assert equal(out, jnp.moveaxis(want, 0, 1))
+
+
+@ROWWISE
+def test_vmap_x_is_one_product(f, rng, w):
+    """Folded into M: one gemm, no loop."""
+    x = floats(rng, 4, 6, 5, K)
+    names = primitives(jax.vmap(jax.vmap(f, (0, None)), (0, None)), x, w)
+    assert names.count("jax_qgemm_gemm") == 1 and "scan" not in names and "while" not in names
+
+
+@ALL
+def test_vmap_vmap(f, rng, w):
+    x = floats(rng, 2, 3, 4, K)
+    want = jnp.stack([jnp.stack([f(x[i, j], w) for j in range(3)]) for i in range(2)])
+    nested = jax.vmap(jax.vmap(f, in_axes=(0, None)), in_axes=(0, None))
+    assert equal(nested(x, w), want)
+    crossed = jax.vmap(jax.vmap(f, in_axes=(1, None)), in_axes=(0, None))
+    assert equal(crossed(jnp.moveaxis(x, 1, 2), w), want)
+
+
+@ALL
+def test_vmap_single_rows(f, rng, w):
+    x = floats(rng, 5, K)
+    assert equal(jax.vmap(f, in_axes=(0, None))(x, w), jnp.stack([f(row, w) for row in x]))
+
+
+@ALL
+def test_vmap_w(f, rng, weights):
+    x = floats(rng, 6, K)
+    want = jnp.stack([f(x, pick(weights, i)) for i in range(3)])
+    assert equal(jax.vmap(f, in_axes=(None, 0))(x, weights), want)
+    last = jax.tree.map(lambda a: jnp.moveaxis(a, 0, -1), weights)
+    assert equal(jax.vmap(f, in_axes=(None, -1))(x, last), want)
+
+
+@ALL
+def test_vmap_x_and_w(f, rng, weights):
+    x = floats(rng, 3, 6, K)
+    want = jnp.stack([f(x[i], pick(weights, i)) for i in range(3)])
+    assert equal(jax.vmap(f)(x, weights), want)
+    every = jax.vmap(jax.vmap(f, in_axes=(None, 0)), in_axes=(0, None))(x, weights)
+    assert every.shape == (3, 3, 6, N)
+    assert all(equal(every[i, i], want[i]) for i in range(3))
+
+
+def test_vmap_parameters(rng, w):
+    x = floats(rng, 6, K)
+    bias, scales = floats(rng, 3, N), jnp.asarray([0.1, 0.2, 0.5])
+    got = jax.vmap(lambda b: jq.dot(x, w, bias=b))(bias)
+    assert equal(got, jnp.stack([jq.dot(x, w, bias=b) for b in bias]))
+    zero_points = jnp.asarray([0, 100, 255])
+
+    def requantized(scale, zero_point):
+        q = jq.quantize(x, "uint8", scale=scale, zero_point=zero_point)
+        return jq.quantized_linear(q, w, out_scale=scale * 3, out_zero_point=zero_point)
+
+    got = jax.vmap(requantized)(scales, zero_points)
+    singles = [requantized(s, z) for s, z in zip(scales, zero_points, strict=True)]
+    assert equal(got, stack(singles))
+
+
+def test_vmap_row_parameters_alone(rng, w):
+    """x shared, its per-row scales mapped, and the other way round."""
+    q = jq.quantize(floats(rng, 6, K), "uint8", channelwise_axes=[0])
+    scales = q.scale * jnp.asarray([1.0, 2.0, 3.0])[:, None, None]
+
+    def scaled(scale):
+        return jq.dot(jq.QuantizedArray(q.qvalue, scale, q.zero_point, "uint8"), w)
+
+    assert equal(jax.vmap(scaled)(scales), jnp.stack([scaled(s) for s in scales]))
+    values = jnp.stack([q.qvalue, q.qvalue[::-1]])
+
+    def valued(value):
+        return jq.dot(jq.QuantizedArray(value, q.scale, q.zero_point, "uint8"), w)
+
+    assert equal(jax.vmap(valued)(values), jnp.stack([valued(v) for v in values]))
+    assert "scan" not in primitives(jax.vmap(scaled), scales) + primitives(jax.vmap(valued), values)
+
+
+@pytest.mark.parametrize("batch,m", [(0, 3), (3, 0), (1, 1)])
+def test_vmap_of_empty_and_single_batches(batch, m, rng, w, weights):
+    x = floats(rng, batch, m, K)
+    for f in (dynamic, static, by_tensor):
+        assert jax.vmap(f, in_axes=(0, None))(x, w).shape == (batch, m, N)
+    some = jax.tree.map(lambda a: a[:batch], weights)
+    assert jax.vmap(dynamic)(x, some).shape == (batch, m, N)
+
+
+def test_vmap_quantize(rng):
+    x = floats(rng, 4, 6, K)
+    for settings in (
+        {"channelwise_axes": [0]},
+        {},
+        {"scale": 0.1, "zero_point": 3},
+        {"channelwise_axes": [1], "symmetric": False},
+    ):
+
+        def quantize(x, settings=settings):
+            return jq.quantize(x, "int8", **settings)
+
+        assert equal(jax.vmap(quantize)(x), stack([quantize(one) for one in x]))
+        assert equal(jax.vmap(quantize, in_axes=1)(x), stack([quantize(x[:, i]) for i in range(6)]))
+
+
+def test_scan_over_layers(rng):
+    """One compiled layer, its packed weights stacked: as a transformer runs its blocks."""
+    kernels = rng.standard_normal((5, K, K)).astype(np.float32) / 6
+    layers = {"w": stack([jq.pack_weight(k) for k in kernels]), "bias": floats(rng, 5, K)}
+
+    def layer(x, p):
+        y = x + jq.dot(x, p["w"], bias=p["bias"], activation="relu")
+        return y, y.sum()
+
+    x = floats(rng, 6, K)
+    got, sums = jax.jit(lambda x, layers: jax.lax.scan(layer, x, layers))(x, layers)
+    want = x
+    for i in range(5):
+        want, _ = jax.jit(layer)(want, pick(layers, i))
+    assert np.allclose(got, want, rtol=1e-5, atol=1e-5) and sums.shape == (5,)
+
+
+def test_scan_over_quantized_layers(rng):
+    """QuantizedArray → QuantizedArray: the carry keeps its structure, the bits are exact."""
+    layers = stack([jq.pack_weight(floats(rng, K, K) / 6) for _ in range(4)])
+    for qtype, zero_point in (("uint8", 128), ("int8", 0)):
+
+        def layer(q, w, qtype=qtype, zero_point=zero_point):
+            y = jq.quantized_linear(q, w, out_scale=0.02, out_zero_point=zero_point)
+            return y, None
+
+        given = None if qtype == "int8" else zero_point
+        q = jq.quantize(floats(rng, 6, K), qtype, scale=0.02, zero_point=given)
+        got, _ = jax.lax.scan(layer, q, layers)
+        for i in range(4):
+            q, _ = layer(q, pick(layers, i))
+        assert equal(got, q) and (got.zero_point is None) == (qtype == "int8")
+
+
+def test_control_flow_remat_and_donation(rng, w):
+    x = floats(rng, 6, K)
+    want = dynamic(x, w)
+    assert equal(jax.lax.cond(True, dynamic, static, x, w), want)
+    assert equal(jax.checkpoint(dynamic)(x, w), want)
+    looped = jax.lax.fori_loop(0, 3, lambda _, y: dynamic(x, w) + 0 * y, jnp.zeros((6, N)))
+    assert equal(looped, want)
+    copy = jax.tree.map(jnp.copy, w)
+    y, _ = jax.jit(lambda x, w: (dynamic(x, w), w), donate_argnums=1)(x, copy)
+    assert equal(y, want)
+
+
+def test_weights_closed_over_and_passed(rng, w):
+    x = floats(rng, 6, K)
+    assert equal(jax.jit(lambda x: dynamic(x, w))(x), jax.jit(dynamic)(x, w))
+
+
+def test_ahead_of_time_compilation(rng, w):
+    x = floats(rng, 6, K)
+    compiled = jax.jit(dynamic).lower(x, jax.eval_shape(lambda w: w, w)).compile()
+    assert equal(compiled(x, w), dynamic(x, w))
+    assert jax.eval_shape(dynamic, x, w).shape == (6, N)
+
+
+def test_one_compilation_for_weights_of_one_shape(rng):
+    traces = []
+
+    @jax.jit
+    def f(x, w):
+        traces.append(1)
+        return jq.dot(x, w)
+
+    x = floats(rng, 6, K)
+    for _ in range(3):
+        f(x, jq.pack_weight(floats(rng, K, N)))
+    assert len(traces) == 1

@@ -1,0 +1,125 @@
+"""QuantizedArray and PackedWeight as pytrees: transformations, repr, saving, versions."""
+
+import copy
+import dataclasses
+import io
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_qgemm as jq
+
+
+def samples():
+    kernel = np.random.default_rng(0).standard_normal((20, 30)).astype(np.float32)
+    return {
+        "int8": jq.quantize(kernel, "int8"),
+        "uint8 rows": jq.quantize(kernel, "uint8", channelwise_axes=[0]),
+        "packed int8": jq.pack_weight(kernel, "int8"),
+        "packed uint8": jq.pack_weight(kernel, "uint8"),
+        "packed tensor": jq.pack(jq.quantize(kernel, "int8")),
+    }
+
+
+@pytest.fixture(params=list(samples()))
+def sample(request):
+    return samples()[request.param]
+
+
+def assert_equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype and np.array_equal(x, y)
+
+
+def test_describes_itself_as_an_array(sample):
+    assert sample.shape == (20, 30) and sample.ndim == 2 and sample.size == 600
+    assert sample.dtype == np.float32 == sample.dequantize().dtype
+    assert sample.dequantize().shape == sample.shape
+    assert sample.nbytes == sum(leaf.nbytes for leaf in jax.tree.leaves(sample))
+
+
+def test_pytree_round_trips(sample):
+    leaves, structure = jax.tree.flatten(sample)
+    assert_equal(jax.tree.unflatten(structure, leaves), sample)
+    assert_equal(jax.jit(lambda s: s)(sample), sample)
+    assert_equal(jax.device_put(sample), sample)
+    assert_equal(copy.deepcopy(sample), sample)
+    assert_equal(jax.lax.scan(lambda carry, _: (carry, None), sample, None, length=2)[0], sample)
+    donated = jax.jit(lambda s: s, donate_argnums=0)(jax.tree.map(jnp.copy, sample))
+    assert_equal(donated, sample)
+    assert hash(structure) == hash(jax.tree.structure(sample))
+
+
+def test_anything_may_be_inside(sample):
+    structure = jax.tree.structure(sample)
+    for leaf in (None, object(), 0, "x"):
+        held = jax.tree.unflatten(structure, [leaf] * structure.num_leaves)
+        assert type(sample).__name__ in repr(held)
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(sample)]
+    assert ".scale" in names
+    assert jax.tree.map(lambda a: a.shape, sample).scale == sample.scale.shape
+    shapes = jax.eval_shape(lambda s: s, sample)
+    assert shapes.shape == sample.shape and shapes.nbytes == sample.nbytes
+
+
+def test_repr():
+    s = samples()
+    assert repr(s["int8"]) == (
+        "QuantizedArray(int8[20,30], scale=float32[], zero_point=None, qtype='int8')"
+    )
+    assert repr(s["packed uint8"]) == (
+        "PackedWeight(uint8[20,30], per channel, data=int8[640], zero_point=int32[30])"
+    )
+    assert "per tensor" in repr(s["packed tensor"])
+    seen = []
+    jax.jit(lambda q, w: seen.extend([repr(q), repr(w)]))(s["int8"], s["packed uint8"])
+    assert seen == [repr(s["int8"]), repr(s["packed uint8"])]
+
+
+def test_pickle(sample):
+    assert_equal(pickle.loads(pickle.dumps(sample)), sample)
+
+
+def test_npz(sample):
+    file = io.BytesIO()
+    np.savez(file, **sample.to_arrays())
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as arrays:
+        assert_equal(type(sample).from_arrays(arrays), sample)
+
+
+def test_npz_of_a_stack():
+    w = samples()["packed uint8"]
+    stack = jax.tree.map(lambda a: jnp.stack([a, a]), w)
+    assert stack.shape == (2, 20, 30) and "uint8[2,20,30]" in repr(stack)
+    assert_equal(jq.PackedWeight.from_arrays(stack.to_arrays()), stack)
+    assert stack.dequantize().shape == (2, 20, 30)
+
+
+def test_newer_format_is_refused(sample):
+    arrays = sample.to_arrays()
+    arrays["metadata"] = arrays["metadata"] + np.eye(1, len(arrays["metadata"]), dtype=int)[0]
+    with pytest.raises(ValueError, match=r"format version 2.* reads up to version 1"):
+        type(sample).from_arrays(arrays)
+
+
+def test_newer_format_is_refused_where_it_is_used():
+    newer = dataclasses.replace(samples()["packed int8"], format_version=9)
+    newer = pickle.loads(pickle.dumps(newer))
+    x = np.ones((2, 20), np.float32)
+    uses = (newer.dequantize, lambda: jq.unpack(newer), lambda: jq.dot(x, newer))
+    for use in uses:
+        with pytest.raises(ValueError, match=r"format version 9.* version 1"):
+            use()
+
+
+def test_incomplete_arrays_are_refused():
+    arrays = samples()["packed int8"].to_arrays()
+    with pytest.raises(ValueError, match=r"PackedWeight.from_arrays: no column_sums in the data"):
+        jq.PackedWeight.from_arrays({k: v for k, v in arrays.items() if k != "column_sums"})
+    with pytest.raises(ValueError, match="data has 639 bytes, expected 640"):
+        jq.PackedWeight.from_arrays(arrays | {"data": arrays["data"][1:]})
