@@ -1,0 +1,271 @@
+"""Flax nnx: `QLinear`, a linear layer with packed weights, and `quantize_` for whole models."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jax_qgemm.flax.report import LayerReport, QuantizationReport, tree_bytes
+from jax_qgemm.linear import dot
+from jax_qgemm.packing import pack_weight
+from jax_qgemm.types import PackedWeight
+
+FilterFn = Callable[[tuple[str | int, ...], nnx.Module], bool]
+
+_KERNEL_INIT = nnx.initializers.lecun_normal()
+_BIAS_INIT = nnx.initializers.zeros_init()
+# An nnx.Linear that replaces one of these computes something QLinear does not.
+_HOOKS = {
+    name: inspect.signature(nnx.Linear.__init__).parameters[name].default
+    for name in ("dot_general", "promote_dtype", "preferred_element_type")
+}
+_UNSUPPORTED = (nnx.LinearGeneral, nnx.Einsum, nnx.Conv, nnx.ConvTranspose, nnx.Embed)
+_PROGRESS_BYTES = 1 << 30  # a smaller model is packed before a progress bar could be read
+
+
+class QuantizedParam(nnx.Variable):
+    """A part of a quantized weight. Not an `nnx.Param`: gradients and optimizers pass it by."""
+
+
+class QLinear(nnx.Module):
+    """`nnx.Linear` with quantized, packed weights: x (…, in) → (…, out), in x's dtype.
+
+    Activations are quantized per row on the fly (see `jax_qgemm.dot`). The weight lives in
+    `QuantizedParam`s of plain arrays, the bias in an `nnx.Param`, so `nnx.split`, `nnx.state`
+    and orbax treat the layer like any other.
+
+    Args:
+      in_features: K, the size of x's last axis.
+      out_features: N, the size of the result's last axis.
+      use_bias: add a bias (default True).
+      qtype: format of the weight, as for `jax_qgemm.pack_weight`.
+      dtype: x is cast to it first; default: x as it comes, float32 or bfloat16.
+      param_dtype: dtype in which kernel and bias are initialised.
+      kernel_init, bias_init: initialisers, as of `nnx.Linear`.
+      rngs: rng keys, of which "params" is used.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        use_bias: bool = True,
+        qtype: str = "int8",
+        dtype: jax.typing.DTypeLike | None = None,
+        param_dtype: jax.typing.DTypeLike = jnp.float32,
+        kernel_init: nnx.Initializer = _KERNEL_INIT,
+        bias_init: nnx.Initializer = _BIAS_INIT,
+        rngs: nnx.Rngs,
+    ):
+        kernel = kernel_init(rngs.params(), (in_features, out_features), param_dtype)
+        packed = pack_weight(kernel, qtype)
+        self.data = QuantizedParam(packed.data)
+        self.scale = QuantizedParam(packed.scale)
+        self.column_sums = QuantizedParam(packed.column_sums)
+        self.zero_point = nnx.data(
+            None if packed.zero_point is None else QuantizedParam(packed.zero_point)
+        )
+        self.bias = nnx.data(
+            nnx.Param(bias_init(rngs.params(), (out_features,), param_dtype)) if use_bias else None
+        )
+        self.in_features = in_features
+        self.out_features = out_features
+        self.use_bias = use_bias
+        self.qtype = packed.qtype
+        self.channelwise = packed.channelwise
+        self.dtype = dtype
+
+    @classmethod
+    def from_linear(cls, linear: nnx.Linear, qtype: str = "int8") -> "QLinear":
+        """The quantized form of a float layer. They share the bias, and `linear` stays as it is.
+
+        Raises `TypeError` for what is not exactly an `nnx.Linear` and `ValueError` for one that
+        computes what `QLinear` cannot (stacked kernels, float16, custom `dot_general`, …).
+        """
+        if not isinstance(linear, nnx.Linear):
+            raise TypeError(f"from_linear: expected an nnx.Linear, got {type(linear).__name__}")
+        if reason := _why_not(linear):
+            raise ValueError(f"from_linear: cannot quantize this layer: {reason}")
+        in_features, out_features = linear.kernel.shape
+        layer = cls(
+            in_features,
+            out_features,
+            use_bias=False,
+            qtype=qtype,
+            dtype=linear.dtype,
+            kernel_init=lambda *_: linear.kernel[...],
+            rngs=nnx.Rngs(0),
+        )
+        layer.use_bias, layer.bias = linear.bias is not None, nnx.data(linear.bias)
+        return layer
+
+    @property
+    def weight(self) -> PackedWeight:
+        """The packed weight (in_features, out_features), as `jax_qgemm.dot` takes it."""
+        return PackedWeight(
+            data=self.data[...],
+            scale=self.scale[...],
+            zero_point=None if self.zero_point is None else self.zero_point[...],
+            column_sums=self.column_sums[...],
+            matrix_shape=(self.in_features, self.out_features),
+            qtype=self.qtype,
+            channelwise=self.channelwise,
+        )
+
+    def __call__(self, x: jax.Array, *, activation: str | None = None) -> jax.Array:
+        """x @ weight + bias, then `activation` (None or "relu"), fused: (…, in) → (…, out)."""
+        x = jnp.asarray(x, self.dtype)
+        bias = None if self.bias is None else self.bias[...]
+        return dot(x, self.weight, bias=bias, activation=activation)
+
+
+def quantize_(
+    model: nnx.Module, config: str = "int8", filter_fn: FilterFn | None = None
+) -> QuantizationReport:
+    """Replaces, in place, every `nnx.Linear` of `model` by a `QLinear`.
+
+    Layers are found in modules, `nnx.List`, `nnx.Dict`, lists, tuples and dicts; a layer that is
+    used in several places is replaced once, by one object.
+
+    Args:
+      model: any nnx model; it is changed.
+      config: format of the weights, as for `jax_qgemm.pack_weight`.
+      filter_fn: `filter_fn(path, layer)` with a path such as ("blocks", 0, "up"); a layer for
+        which it returns False stays as it is.
+
+    Returns:
+      A report; `print` it for a table of what was done, what was skipped and why.
+
+    Raises:
+      TypeError: `model` is not an nnx module, or is itself a linear layer, which cannot be
+        replaced in place.
+    """
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"quantize_: model: expected an nnx.Module, got {type(model).__name__}")
+    if isinstance(model, nnx.Linear):
+        raise TypeError(
+            "quantize_: model is itself an nnx.Linear, which cannot be replaced in place: "
+            "use QLinear.from_linear(model)"
+        )
+    before = tree_bytes(nnx.state(model))
+    replacement = _Replacement(config, filter_fn, _progress(model, before))
+    replacement.visit(model, (), "")
+    replacement.add_unreached(model)
+    after = tree_bytes(nnx.state(model))
+    return QuantizationReport(config, tuple(replacement.layers), before, after)
+
+
+class _Replacement:
+    """One walk over a model: what became of each object met, and the report so far."""
+
+    def __init__(self, qtype: str, filter_fn: FilterFn | None, advance: Callable[[], None]):
+        self.qtype = qtype
+        self.filter_fn = filter_fn
+        self.advance = advance
+        self.layers: list[LayerReport] = []
+        self.seen: dict[int, tuple[Any, Any]] = {}  # id → (old, new): old is kept, or ids recur
+
+    def visit(self, node: Any, path: tuple[str | int, ...], owner: str) -> Any:
+        """What belongs in the place of `node`; `owner` says why nothing below may be replaced."""
+        if isinstance(node, (nnx.Linear, *_UNSUPPORTED)):
+            return self.visit_layer(node, path, owner)
+        if isinstance(node, tuple):
+            items = [self.visit(child, (*path, i), owner) for i, child in enumerate(node)]
+            if all(new is old for new, old in zip(items, node, strict=True)):
+                return node
+            return type(node)(*items) if hasattr(node, "_fields") else type(node)(items)
+        if not isinstance(node, nnx.Pytree | list | dict) or id(node) in self.seen:
+            return node
+        self.seen[id(node)] = node, node
+        if isinstance(node, nnx.WeightNorm | nnx.SpectralNorm):
+            owner = f"{type(node).__name__} rewrites its kernel at every call"
+        for key, child in _children(node):
+            new = self.visit(child, (*path, key), owner)
+            if new is child:
+                continue
+            if isinstance(node, nnx.Pytree):
+                setattr(node, str(key), nnx.data(new))
+            else:
+                node[key] = new
+        return node
+
+    def visit_layer(self, layer: nnx.Module, path: tuple[str | int, ...], owner: str) -> nnx.Module:
+        if id(layer) in self.seen:
+            return self.seen[id(layer)][1]
+        reason = owner or _why_not(layer)
+        if not reason and self.filter_fn is not None and not self.filter_fn(path, layer):
+            reason = "filter_fn"
+        new = layer if reason else QLinear.from_linear(layer, self.qtype)
+        self.advance()
+        self.seen[id(layer)] = layer, new
+        self.layers.append(_layer_report(layer, new, path, reason))
+        return new
+
+    def add_unreached(self, model: nnx.Module) -> None:
+        """Reports layers in containers of other types, which nnx sees and `visit` does not."""
+        for path, node in nnx.iter_graph(model):
+            if isinstance(node, (nnx.Linear, *_UNSUPPORTED)) and id(node) not in self.seen:
+                reason = "held by a container that cannot be changed in place"
+                self.layers.append(_layer_report(node, node, path, reason))
+
+
+def _children(node: Any) -> list[tuple[str | int, Any]]:
+    """(key, child) of a module, list or dict."""
+    if isinstance(node, nnx.List | list):
+        return list(enumerate(node))
+    items = node if isinstance(node, dict) else vars(node)
+    return [(key, child) for key, child in items.items() if not str(key).startswith("_pytree__")]
+
+
+def _why_not(layer: nnx.Module) -> str:
+    """Why `layer` has no quantized form; "" if it has one."""
+    name = type(layer).__name__
+    if isinstance(layer, _UNSUPPORTED):
+        return f"there is no quantized {name} yet"
+    if type(layer) is not nnx.Linear:
+        return f"{name} is a subclass of nnx.Linear, with a meaning of its own"
+    for hook, default in _HOOKS.items():
+        if getattr(layer, hook, default) is not default:
+            return f"it has its own {hook}"
+    kernel = layer.kernel
+    if kernel.ndim != 2:
+        return f"its kernel has {kernel.ndim} axes, not 2 (stacked layers?)"
+    for what, dtype in (
+        ("computes in", layer.dtype or kernel.dtype),
+        ("is stored in", kernel.dtype),
+    ):
+        if dtype not in (jnp.float32, jnp.bfloat16):
+            return f"it {what} {jnp.dtype(dtype).name}: float32 and bfloat16 are supported"
+    return ""
+
+
+def _layer_report(
+    old: nnx.Module, new: nnx.Module, path: tuple[str | int, ...], reason: str
+) -> LayerReport:
+    kernel = getattr(old, "kernel", None)
+    return LayerReport(
+        path="/".join(map(str, path)),
+        layer=type(old).__name__,
+        shape=() if kernel is None else kernel.shape,
+        skipped=reason,
+        bytes_before=tree_bytes(nnx.state(old)),
+        bytes_after=tree_bytes(nnx.state(new)),
+    )
+
+
+def _progress(model: nnx.Module, nbytes: int) -> Callable[[], None]:
+    """A function to call after each layer: moves a progress bar, for big models where rich is."""
+    try:
+        from rich.progress import track
+    except ModuleNotFoundError:
+        nbytes = 0
+    if nbytes < _PROGRESS_BYTES:
+        return lambda: None
+    count = sum(isinstance(node, (nnx.Linear, *_UNSUPPORTED)) for _, node in nnx.iter_graph(model))
+    bar = iter(track(range(count + 1), "Quantizing"))
+    next(bar)
+    return lambda: next(bar, None)

@@ -1,0 +1,164 @@
+"""QDense and quantize_params: agreement with dot, float checkpoints, serialization."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip("flax", reason="the layers need flax")
+import flax.linen as nn
+from flax import core, serialization
+
+import jax_qgemm
+from jax_qgemm.flax import linen
+from jax_qgemm.flax.linen import QDense, quantize_params
+
+KEY = jax.random.key(0)
+
+
+def normal(*shape, dtype=jnp.float32):
+    return jax.random.normal(jax.random.key(1), shape, dtype)
+
+
+def relative_error(got, expected):
+    got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+    return np.linalg.norm(got - expected) / np.linalg.norm(expected)
+
+
+class Mlp(nn.Module):
+    dense: type = nn.Dense
+
+    @nn.compact
+    def __call__(self, x):
+        y = nn.LayerNorm()(self.dense(24, name="up")(x))
+        return x + self.dense(16, use_bias=False, name="down")(nn.relu(y))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_call_is_dot(dtype, use_bias):
+    x = normal(2, 3, 40, dtype=dtype)
+    layer = QDense(24, use_bias=use_bias, bias_init=nn.initializers.normal())
+    variables = layer.init(KEY, x)
+    assert set(variables["params"]) == ({"kernel", "bias"} if use_bias else {"kernel"})
+    y = jax.jit(lambda v, x: layer.apply(v, x, activation="relu"))(variables, x)
+    params = variables["params"]
+    expected = jax.jit(lambda x, w, b: jax_qgemm.dot(x, w, bias=b, activation="relu"))(
+        x, params["kernel"], params.get("bias")
+    )
+    assert y.dtype == dtype
+    np.testing.assert_array_equal(y, expected)
+
+
+def test_init_is_the_quantized_dense_of_the_same_key():
+    x = normal(3, 40)
+    dense = nn.Dense(24).init(KEY, x)["params"]["kernel"]
+    packed = QDense(24).init(KEY, x)["params"]["kernel"]
+    assert isinstance(packed, jax_qgemm.PackedWeight) and packed.shape == (40, 24)
+    np.testing.assert_allclose(packed.dequantize(), dense, atol=0.01)
+
+
+def test_dtype_casts_the_input():
+    layer, x = QDense(8, dtype=jnp.bfloat16), normal(2, 16)
+    assert layer.apply(layer.init(KEY, x), x).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("freeze", [core.unfreeze, core.freeze])
+def test_quantize_params_of_a_float_checkpoint(freeze):
+    x = normal(4, 16)
+    variables = freeze(Mlp().init(KEY, x))
+    new, report = quantize_params(variables)
+    assert type(new) is type(variables)
+    assert isinstance(new["params"]["up"]["kernel"], jax_qgemm.PackedWeight)
+    assert relative_error(Mlp(QDense).apply(new, x), Mlp().apply(variables, x)) < 0.05
+    assert {layer.path for layer in report.quantized} == {"params/down", "params/up"}
+    assert not report.skipped
+    assert report.bytes_before == sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
+    assert "2 layers quantized to int8" in str(report)
+    # The tree has the structure that a fresh model of QDense has, so it can be restored into one.
+    fresh = jax.eval_shape(lambda: freeze(Mlp(QDense).init(KEY, x)))
+    assert jax.tree.structure(new) == jax.tree.structure(fresh)
+
+
+def test_quantize_params_says_what_it_skips():
+    params = {
+        "conv": {"kernel": jnp.ones((3, 3, 4, 8)), "bias": jnp.ones(8)},
+        "half": {"kernel": jnp.ones((4, 8), jnp.float16)},
+        "odd": {"kernel": jnp.ones((4, 8)), "recurrent": jnp.ones((8, 8))},
+        "head": {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)},
+        "body": {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)},
+        "norm": {"scale": jnp.ones(8)},
+    }
+    new, report = quantize_params(params, lambda path, kernel: path != ("head",))
+    assert {layer.path: layer.skipped for layer in report.layers} == {
+        "conv": "its kernel has 4 axes, not 2",
+        "half": "its kernel is float16: float32 and bfloat16 are supported",
+        "odd": "not a Dense layer: it also has recurrent",
+        "head": "filter_fn",
+        "body": "",
+    }
+    assert new["head"]["kernel"] is params["head"]["kernel"]
+    assert isinstance(params["body"]["kernel"], jax.Array)
+    with pytest.raises(TypeError, match="expected nested dicts, got list"):
+        quantize_params([1])
+    again, report = quantize_params(new, lambda path, kernel: path != ("head",))
+    assert not report.quantized
+    assert again["body"]["kernel"] is new["body"]["kernel"]
+
+
+def test_float_kernel_works_with_one_warning():
+    x = normal(4, 16)
+    variables = Mlp().init(KEY, x)
+    linen._warn_packed_at_every_call.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        y = Mlp(QDense).apply(variables, x)
+    assert [str(w.message)[:26] for w in caught] == ["QDense got a float kernel "]
+    assert "quantize_params" in str(caught[0].message)
+    expected = Mlp(QDense).apply(quantize_params(variables)[0], x)
+    np.testing.assert_allclose(y, expected, rtol=1e-6)
+
+
+def test_kernel_of_another_shape_is_refused():
+    x = normal(4, 16)
+    variables = QDense(8).init(KEY, x)
+    for layer, inputs in ((QDense(9), x), (QDense(8), normal(4, 18))):
+        shape = inputs.shape[-1], layer.features
+        with pytest.raises(
+            ValueError, match=rf"int8\[16,8\].*expected shape \({shape[0]}, {shape[1]}\)"
+        ):
+            layer.apply(variables, inputs)
+
+
+def test_partitioned_kernel():
+    x = normal(4, 16)
+    init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
+    variables = nn.Dense(8, kernel_init=init).init(KEY, x)
+    new, _ = quantize_params(variables)
+    y = QDense(8, kernel_init=init).apply(new, x)
+    assert relative_error(y, nn.Dense(8).apply(nn.meta.unbox(variables), x)) < 0.03
+
+
+def test_saves_and_loads_with_orbax(tmp_path):
+    ocp = pytest.importorskip("orbax.checkpoint", reason="checkpoints need orbax")
+    x = normal(4, 16)
+    model = Mlp(QDense)
+    variables = model.init(KEY, x)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "int8", variables)
+    abstract = jax.eval_shape(lambda: model.init(jax.random.key(7), x))
+    with ocp.StandardCheckpointer() as checkpointer:
+        loaded = checkpointer.restore(tmp_path / "int8", abstract)
+    assert isinstance(loaded["params"]["up"]["kernel"], jax_qgemm.PackedWeight)
+    np.testing.assert_array_equal(model.apply(loaded, x), model.apply(variables, x))
+
+
+@pytest.mark.parametrize("qtype", ["int8", "uint8"])
+def test_flax_serialization(qtype):
+    x = normal(4, 16)
+    layer = QDense(8, qtype=qtype)
+    variables, other = layer.init(KEY, x), layer.init(jax.random.key(7), x)
+    loaded = serialization.from_bytes(other, serialization.to_bytes(variables))
+    np.testing.assert_array_equal(layer.apply(loaded, x), layer.apply(variables, x))
