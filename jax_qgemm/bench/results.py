@@ -1,0 +1,144 @@
+"""What a benchmark found, and the numbers that follow from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import platform
+
+import jax
+import jaxlib
+import numpy as np
+
+from jax_qgemm import native
+from jax_qgemm.bench.cases import Shape
+from jax_qgemm.bench.contestants import Contestant
+from jax_qgemm.bench.measure import Timing, threads
+from jax_qgemm.config import config
+from jax_qgemm.version import __version__
+
+_DRIFT = 0.05  # of the peak: more is worth a warning
+_FEW_ROWS = 16  # up to this M the weights' bytes decide
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One contestant at one shape; `error` as measured by `contestants.check`."""
+
+    shape: Shape
+    layers: int
+    contestant: Contestant
+    timing: Timing
+    error: float
+
+    @property
+    def gops(self) -> float:
+        """10⁹ operations a second, at the median."""
+        return self.shape.operations / self.timing.median / 1e9
+
+    @property
+    def weight_rate(self) -> float | None:
+        """10⁹ bytes of weights a second; None where M is so large that it says nothing."""
+        if self.shape.m > _FEW_ROWS:
+            return None
+        return self.shape.n * self.shape.k * self.contestant.weight_bytes / self.timing.median / 1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """All results, with the machine's int8 peak, GOPS, before the first shape and after each.
+
+    `peaks` is empty where the peak is not known.
+    """
+
+    results: tuple[Result, ...]
+    peaks: tuple[float, ...]
+    environment: dict[str, str]
+
+    @property
+    def peak(self) -> float | None:
+        """The best of `peaks`."""
+        return max(self.peaks, default=None)
+
+    @property
+    def drift(self) -> float:
+        """How far the peaks are apart, as a part of the best."""
+        return 1 - min(self.peaks) / max(self.peaks) if self.peaks else 0.0
+
+    @property
+    def unsteady(self) -> bool:
+        """Whether the machine was too busy for its times to be trusted."""
+        above = any((self.of_peak(result) or 0) > 1 + _DRIFT for result in self.results)
+        return self.drift > _DRIFT or above
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Each shape once, in the order measured."""
+        return tuple(dict.fromkeys(result.shape for result in self.results))
+
+    def at(self, shape: Shape) -> dict[str, Result]:
+        """The results of one shape by the contestant's name."""
+        return {r.contestant.name: r for r in self.results if r.shape == shape}
+
+    def of_peak(self, result: Result) -> float | None:
+        """The part of the int8 peak that an int8 contestant reaches."""
+        return result.gops / self.peak if self.peak and result.contestant.int8 else None
+
+    def speedups(self, result: Result) -> dict[str, float]:
+        """How many times faster than each contestant of XLA; empty for those themselves."""
+        if not result.contestant.own:
+            return {}
+        return {
+            name: other.timing.median / result.timing.median
+            for name, other in self.at(result.shape).items()
+            if not other.contestant.own
+        }
+
+    def to_json(self) -> dict:
+        """Everything as plain values; times in microseconds per layer, parts as numbers ≤ 1."""
+        return {
+            "environment": self.environment,
+            "peaks_gops": list(self.peaks),
+            "unsteady": self.unsteady,
+            "results": [
+                {
+                    "shape": dict(result.shape._asdict()),
+                    "layers": result.layers,
+                    "contestant": result.contestant.name,
+                    "median_us": result.timing.median * 1e6,
+                    "best_us": result.timing.best * 1e6,
+                    "spread": result.timing.spread,
+                    "calls": result.timing.calls,
+                    "gops": result.gops,
+                    "part_of_peak": self.of_peak(result),
+                    "weight_gb_per_s": result.weight_rate,
+                    "speedup_over": self.speedups(result),
+                    "error": result.error,
+                }
+                for result in self.results
+            ],
+        }
+
+
+def geometric_mean(values: list[float]) -> float:
+    """The mean for ratios."""
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def environment() -> dict[str, str]:
+    """The machine and the versions, for the head of the report."""
+    cpu = native.cpu_info()
+    caches = ", ".join(f"{c.upper()} {cpu[c] // 1024} KiB" for c in ("l1d", "l2", "l3") if cpu[c])
+    isa = f"{cpu['isa_selected']} (available: {', '.join(cpu['isa_available']) or 'none'}"
+    found = {
+        "CPU": ", ".join(filter(None, (cpu["brand"] or platform.machine(), caches))),
+        "ISA": f"{isa}; ceiling: {config.max_isa})",
+        "threads": str(threads()),
+        "load": f"{os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else "",
+        "versions": f"jax-qgemm {__version__}, jax {jax.__version__}, "
+        f"jaxlib {jaxlib.__version__}, numpy {np.__version__}, Python {platform.python_version()}",
+        "system": f"{platform.system()} {platform.release()}, {platform.libc_ver()[0]} "
+        f"{platform.libc_ver()[1]}",
+    }
+    return {name: value.strip() for name, value in found.items() if value.strip()}
