@@ -97,12 +97,3 @@ def test_first_calls_from_many_threads():
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         together = list(pool.map(digest, xs))
     assert together == [digest(x) for x in xs]
-
-
-def test_a_row_is_the_same_alone_and_in_any_batch():
-    rng = np.random.default_rng(2)
-    w = jq.pack_weight(jnp.asarray(rng.standard_normal((300, 130), np.float32)), "int8")
-    x = jnp.asarray(rng.standard_normal((257, 300), np.float32))
-    whole = np.asarray(jq.dot(x, w))
-    for begin, end in [(0, 1), (5, 6), (3, 10), (100, 257)]:
-        np.testing.assert_array_equal(np.asarray(jq.dot(x[begin:end], w)), whole[begin:end])

@@ -12,7 +12,6 @@
 namespace qgemm {
 namespace {
 
-constexpr int kUnroll = 4;
 constexpr int kStreamingRows = 3;
 constexpr int kPrefetchDistance = 2048;
 
@@ -21,7 +20,7 @@ class Avx2TileEmitter final : public TileEmitter {
   explicit Avx2TileEmitter(const TileKey& key) : TileEmitter(VectorWidth::k256, key) {
     Begin();
     for (int i = 0; i < 2 * rows() * vectors(); ++i) Zero(V(i));
-    Loop();
+    LoopOverQuads(kQuadBytes);
     for (int row = 0; row < rows(); ++row) {
       for (int vector = 0; vector < vectors(); ++vector) JoinHalves(row, vector);
     }
@@ -38,28 +37,7 @@ class Avx2TileEmitter final : public TileEmitter {
   Vec Product() const { return V(15); }
   Vec Temporary(int i) const override { return V(12 + i); }
 
-  void Loop() {
-    Xbyak::Label unrolled, single, remainder, done;
-    sub(reg_quads, kUnroll);
-    jl(remainder, T_NEAR);
-    align(32);
-    L(unrolled);
-    for (int quad = 0; quad < kUnroll; ++quad) Quad(quad);
-    Advance(kUnroll);
-    sub(reg_quads, kUnroll);
-    jge(unrolled, T_NEAR);
-    L(remainder);
-    add(reg_quads, kUnroll);
-    jz(done, T_NEAR);
-    L(single);
-    Quad(0);
-    Advance(1);
-    sub(reg_quads, 1);
-    jnz(single, T_NEAR);
-    L(done);
-  }
-
-  void Quad(int quad) {
+  void Quad(int quad) override {
     for (int vector = 0; vector < vectors(); ++vector) {
       const RegExp weights = reg_b + (quad * panel_bytes() + vector * 32);
       vpmovsxbw(Weights(0), xword[weights]);
@@ -73,12 +51,6 @@ class Avx2TileEmitter final : public TileEmitter {
         vpaddd(Half(row, vector, 1), Half(row, vector, 1), Broadcast());
       }
     }
-  }
-
-  void Advance(int quads) {
-    add(reg_b, quads * panel_bytes());
-    add(reg_a, quads * kQuadBytes);
-    if (rows() > 3) add(reg_a3, quads * kQuadBytes);
   }
 
   // vphaddd works within 128-bit lanes: columns 0 1 4 5 | 2 3 6 7, put in order by vpermq.

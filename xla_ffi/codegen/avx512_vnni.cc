@@ -8,7 +8,6 @@
 namespace qgemm {
 namespace {
 
-constexpr int kUnroll = 4;
 // Tiles of few rows are bound by the latency of vpdpbusd (4 to 5 cycles) unless they sum the quads
 // of even and odd index apart.
 constexpr int kFewAccumulators = 8;
@@ -22,7 +21,7 @@ class Avx512VnniTileEmitter final : public TileEmitter {
       : TileEmitter(VectorWidth::k512, key), sets_(rows() * vectors() <= kFewAccumulators ? 2 : 1) {
     Begin();
     for (int i = 0; i < sets_ * rows() * vectors(); ++i) Zero(V(i));
-    Loop();
+    LoopOverQuads(kQuadBytes);
     for (int i = 0; sets_ == 2 && i < rows() * vectors(); ++i) {
       vpaddd(V(i), V(i), V(i + rows() * vectors()));
     }
@@ -40,29 +39,9 @@ class Avx512VnniTileEmitter final : public TileEmitter {
   Vec Broadcast(int row) const { return V(28 + row % 4); }
   Vec Temporary(int i) const override { return V(28 + i); }
 
-  void Loop() {
-    Xbyak::Label unrolled, single, remainder, done;
-    sub(reg_quads, kUnroll);
-    jl(remainder, T_NEAR);
-    align(32);
-    L(unrolled);
-    for (int quad = 0; quad < kUnroll; ++quad) Quad(quad, quad % sets_);
-    Advance(kUnroll);
-    sub(reg_quads, kUnroll);
-    jge(unrolled, T_NEAR);
-    L(remainder);
-    add(reg_quads, kUnroll);
-    jz(done, T_NEAR);
-    L(single);
-    Quad(0, 0);
-    Advance(1);
-    sub(reg_quads, 1);
-    jnz(single, T_NEAR);
-    L(done);
-  }
-
   // One quad of K: weights are loaded once for all rows.
-  void Quad(int quad, int set) {
+  void Quad(int quad) override {
+    const int set = quad % sets_;
     for (int vector = 0; vector < vectors(); ++vector) {
       const RegExp weights = reg_b + (quad * panel_bytes() + vector * 64);
       vmovups(Weights(vector), ptr[weights]);
@@ -74,12 +53,6 @@ class Avx512VnniTileEmitter final : public TileEmitter {
         vpdpbusd(Sum(set, row, vector), Broadcast(row), Weights(vector));
       }
     }
-  }
-
-  void Advance(int quads) {
-    add(reg_b, quads * panel_bytes());
-    add(reg_a, quads * kQuadBytes);
-    if (rows() > 3) add(reg_a3, quads * kQuadBytes);
   }
 
   const int sets_;

@@ -26,6 +26,34 @@ void TileEmitter::Begin() {
   mov(reg_quads, ptr[reg_args + QGEMM_ARG(quads)]);
 }
 
+void TileEmitter::LoopOverQuads(int a_bytes) {
+  constexpr int kUnroll = 4;
+  Xbyak::Label unrolled, single, remainder, done;
+  sub(reg_quads, kUnroll);
+  jl(remainder, T_NEAR);
+  align(32);
+  L(unrolled);
+  for (int quad = 0; quad < kUnroll; ++quad) Quad(quad);
+  Advance(kUnroll, a_bytes);
+  sub(reg_quads, kUnroll);
+  jge(unrolled, T_NEAR);
+  L(remainder);
+  add(reg_quads, kUnroll);
+  jz(done, T_NEAR);
+  L(single);
+  Quad(0);
+  Advance(1, a_bytes);
+  sub(reg_quads, 1);
+  jnz(single, T_NEAR);
+  L(done);
+}
+
+void TileEmitter::Advance(int quads, int a_bytes) {
+  add(reg_b, quads * panel_bytes());
+  add(reg_a, quads * a_bytes);
+  if (rows() > 3) add(reg_a3, quads * a_bytes);
+}
+
 void TileEmitter::End() {
   LoadRowBases(QGEMM_ARG(out), QGEMM_ARG(out_stride));
   LoadColumnPointers();

@@ -1,6 +1,7 @@
 // What the micro-kernels of all instruction sets share: arguments, row addressing and the epilogue.
 //
-// A generator emits:  Begin(); its K loop, which leaves sums in Accumulator(row, vector); End().
+// A generator emits:  Begin(); LoopOverQuads(); what joins its sums in Accumulator(row, vector);
+// End().
 #pragma once
 
 #include <cstddef>
@@ -28,7 +29,12 @@ class TileEmitter : public VectorEmitter {
   // Free vector registers of the epilogue, 0 to 3.
   virtual Vec Temporary(int i) const = 0;
 
+  // Adds the products of one quad of K, `quad` of an unrolled iteration.
+  virtual void Quad(int quad) = 0;
+
   void Begin();
+  // All of K. A quad of x takes `a_bytes`.
+  void LoopOverQuads(int a_bytes);
   // Address of row 0..5 of a matrix whose rows 0 and 3 are in `base` and `base3`.
   RegExp Row(const Xbyak::Reg64& base, const Xbyak::Reg64& base3, int row, int offset) const;
   void End();
@@ -43,6 +49,7 @@ class TileEmitter : public VectorEmitter {
   bool sums_only() const { return key_.part == KPart::kFirst || key_.part == KPart::kMiddle; }
   bool adds_partial() const { return key_.part == KPart::kMiddle || key_.part == KPart::kLast; }
 
+  void Advance(int quads, int a_bytes);
   void LoadRowBases(std::size_t pointer, std::size_t stride);
   void LoadColumnPointers();
   void PrepareColumns(int vector);

@@ -1,0 +1,128 @@
+"""Custom calls written by hand: what does not fit is refused with the reason, never read."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_qgemm import native
+
+pytestmark = pytest.mark.skipif(not native.targets, reason="the native extension is not built")
+
+M, K, N = 3, 8, 16
+F32, S8, U8, S32 = jnp.float32, jnp.int8, jnp.uint8, jnp.int32
+
+
+def zeros(shape, dtype):
+    return jnp.zeros(shape, dtype)
+
+
+OPERANDS = {
+    "x": zeros((M, K), F32),
+    "data": zeros((N * K,), S8),
+    "w_scale": zeros((N,), F32),
+    "column_sums": zeros((1, N), S32),
+}
+ATTRIBUTES = {
+    "dynamic": True,
+    "has_x_zero_point": False,
+    "has_w_zero_point": False,
+    "has_bias": False,
+    "activation": "none",
+}
+
+
+def gemm(*more, out=((M, N), F32), attributes=None, **operands):
+    result = jax.ShapeDtypeStruct(*out)
+    call = jax.ffi.ffi_call("jax_qgemm.gemm.v1", result)
+    arrays = [*(OPERANDS | operands).values(), *more]
+    return jax.block_until_ready(call(*arrays, **(ATTRIBUTES | (attributes or {}))))
+
+
+def test_a_program_that_fits():
+    assert np.array_equal(gemm(), np.zeros((M, N)))
+
+
+@pytest.mark.parametrize(
+    "reason,arguments",
+    [
+        ("data has shape", {"data": zeros((N * K - 1,), S8)}),
+        ("data has shape", {"x": zeros((M, K + 4), F32)}),
+        ("column_sums has shape", {"column_sums": zeros((2, N), S32)}),
+        ("column_sums has shape", {"column_sums": zeros((1, N + 1), S32)}),
+        ("out has shape", {"out": ((M + 1, N), F32)}),
+        ("x has rank", {"x": zeros((M, K, 1), F32)}),
+        ("unsupported dtype", {"x": zeros((M, K), jnp.float16)}),
+        ("unsupported dtype", {"out": ((M, N), jnp.float16)}),
+        ("activation 'swish'", {"attributes": {"activation": "swish"}}),
+        ("dynamic quantization", {"attributes": {"dynamic": False}}),
+        ("bias is missing", {"attributes": {"has_bias": True}}),
+        ("w_zero_point is missing", {"attributes": {"has_w_zero_point": True}}),
+        ("out_scale is missing", {"out": ((M, N), U8)}),
+        ("int32 result", {"out": ((M, N), S32)}),
+    ],
+)
+def test_gemm_refuses(reason, arguments):
+    with pytest.raises(jax.errors.JaxRuntimeError, match=reason):
+        gemm(**arguments)
+
+
+@pytest.mark.parametrize(
+    "reason,more,flags",
+    [
+        ("bias has shape", [zeros((N + 1,), F32)], {"has_bias": True}),
+        ("bias is missing or of another dtype", [zeros((N,), S32)], {"has_bias": True}),
+        ("optional operands", [zeros((N,), F32)], {}),
+    ],
+)
+def test_gemm_refuses_optional_operands(reason, more, flags):
+    with pytest.raises(jax.errors.JaxRuntimeError, match=reason):
+        gemm(*more, attributes=flags)
+
+
+def test_gemm_refuses_a_scale_of_another_length():
+    x, flags = zeros((M, K), U8), {"dynamic": False}
+    assert gemm(zeros((M,), F32), x=x, attributes=flags).shape == (M, N)
+    for shape in [(M + 1,), (1, M)]:
+        with pytest.raises(jax.errors.JaxRuntimeError, match="x_scale has shape"):
+            gemm(zeros(shape, F32), x=x, attributes=flags)
+
+
+def test_pack_refuses():
+    def pack(data, sums, *zero_point, flag=False):
+        results = [jax.ShapeDtypeStruct(data, S8), jax.ShapeDtypeStruct(sums, S32)]
+        call = jax.ffi.ffi_call("jax_qgemm.pack.v1", results)
+        return jax.block_until_ready(call(zeros((K, N), S8), *zero_point, has_zero_point=flag))
+
+    pack((N * K,), (1, N))
+    for reason, arguments in [
+        ("data has shape", [(N * K + 4,), (1, N)]),
+        ("column_sums has shape", [(N * K,), (2, N)]),
+        ("optional operands", [(N * K,), (1, N), zeros((N,), S32)]),
+    ]:
+        with pytest.raises(jax.errors.JaxRuntimeError, match=reason):
+            pack(*arguments)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="zero_point has shape"):
+        pack((N * K,), (1, N), zeros((N + 1,), S32), flag=True)
+
+
+def test_quantize_refuses():
+    def quantize(mode, results, *operands):
+        outs = [jax.ShapeDtypeStruct(*r) for r in results]
+        call = jax.ffi.ffi_call("jax_qgemm.quantize.v1", outs)
+        return jax.block_until_ready(call(*operands, mode=mode))
+
+    x, one, zero = zeros((M, K), F32), jnp.ones(()), zeros((), S32)
+    quantize("static", [((M, K), U8)], x, one, zero)
+    for reason, arguments in [
+        ("unknown mode", ["per_galaxy", [((M, K), S8)], x]),
+        ("wrong dtype", ["per_row_symmetric", [((M, K), U8), ((M,), F32)], x]),
+        ("scale has shape", ["per_row_symmetric", [((M, K), S8), ((K,), F32)], x]),
+        ("results", ["per_row_symmetric", [((M, K), S8)], x]),
+        ("zero_point must be", ["per_row_asymmetric", [((M, K), U8), *2 * [((M,), F32)]], x]),
+        ("q has shape", ["static", [((K, M), U8)], x, one, zero]),
+        ("zero_point is missing", ["static", [((M, K), U8)], x, one]),
+        ("x must be", ["static", [((M, K), U8)], zeros((M, K), S32), one, zero]),
+    ]:
+        with pytest.raises(jax.errors.JaxRuntimeError, match=reason):
+            quantize(*arguments)
