@@ -3,11 +3,13 @@
 // tile edge. It runs under sanitizers and CPU emulators too. Arguments: [ISA ...]; default: all
 // available.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <limits>
+#include <new>
 #include <random>
 #include <string>
 #include <thread>
@@ -255,6 +257,30 @@ bool Run(const Case& c) {
   return true;
 }
 
+// Every item runs exactly once; what a body throws comes out of the loop, in any thread.
+bool RunParallel(std::int64_t items, int threads, std::int64_t thrower) {
+  std::vector<std::atomic<int>> runs(std::size_t(items) + 1);
+  bool thrown = false;
+  try {
+    Threads pool;
+    ParallelClaim(pool, items, threads, [&](Job& job, std::int64_t first) {
+      for (std::int64_t item = first; item >= 0; item = job.Next()) {
+        runs[std::size_t(item)]++;
+        if (item == thrower) throw std::bad_alloc();
+      }
+    });
+  } catch (const std::exception&) {
+    thrown = true;
+  }
+  bool good = thrown == (thrower >= 0);
+  for (std::int64_t i = 0; i < items; ++i) {
+    const int times = runs[std::size_t(i)];
+    good = good && (times == 1 || (thrown && times == 0));
+  }
+  if (!good) std::printf("FAILED parallel loop: items=%ld threads=%d\n", long(items), threads);
+  return good;
+}
+
 template <class T>
 T Pick(const std::vector<T>& from) {
   return from[std::size_t(Random(0, std::int64_t(from.size()) - 1))];
@@ -291,6 +317,11 @@ int main(int argc, char** argv) {
   const std::vector<std::int64_t> edges = {0,  1,  2,  3,  4,  5,  7,  8,  9,   15,  16, 17,
                                            31, 33, 47, 48, 63, 64, 65, 80, 127, 128, 129};
   int passed = 0, failed = 0;
+  for (int i = 0; i < 200; ++i) {
+    const std::int64_t items = Random(0, 40);
+    const std::int64_t thrower = items > 0 && Random(0, 1) ? Random(0, items - 1) : -1;
+    ++(RunParallel(items, int(Random(1, 5)), thrower) ? passed : failed);
+  }
   const auto check = [&](const Case& c) { ++(Run(c) ? passed : failed); };
   for (const Isa isa : isas) {
     std::printf("%s\n", IsaName(isa));

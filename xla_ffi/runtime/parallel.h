@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <stdexcept>
 #include <thread>
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -43,8 +44,19 @@ class Job {
   // the body, lives until that item is done.
   void Participate() {
     const std::int64_t first = Claim();
-    if (first >= 0) run_(body_, *this, first);
+    if (first < 0) return;
+    try {
+      run_(body_, *this, first);
+    } catch (...) {  // thrown with an item in hand; the others are given up
+      failed_.store(true, std::memory_order_relaxed);
+      while (Next() >= 0) {
+      }
+    }
   }
+
+  // Whether a participant threw: all that bodies do that can fail is to reserve memory. To be asked
+  // when all items are done.
+  bool failed() const { return failed_.load(std::memory_order_relaxed); }
 
   void WaitUntilDone() const {
     for (int spins = 0; done_.load(std::memory_order_acquire) < items_; ++spins) {
@@ -67,11 +79,12 @@ class Job {
   void (*const run_)(const void*, Job&, std::int64_t);
   alignas(64) std::atomic<std::int64_t> next_{0};
   alignas(64) std::atomic<std::int64_t> done_{0};
+  std::atomic<bool> failed_{false};
 };
 
 // Calls body(job, first_item) once in every participant; the body works in
 //   for (item = first_item; item >= 0; item = job.Next()) { … }
-// Pool: num_threads() and Schedule(task), as ffi::ThreadPool.
+// Pool: num_threads() and Schedule(task), as ffi::ThreadPool. Throws if a participant did.
 template <class Pool, class Body>
 void ParallelClaim(Pool& pool, std::int64_t items, int threads, const Body& body) {
   if (items <= 0) return;
@@ -82,6 +95,7 @@ void ParallelClaim(Pool& pool, std::int64_t items, int threads, const Body& body
   if (helpers <= 0) {
     Job job(items, &body, run);
     job.Participate();
+    if (job.failed()) throw std::runtime_error("out of memory");
     return;
   }
   const auto job = std::make_shared<Job>(items, &body, run);
@@ -90,6 +104,7 @@ void ParallelClaim(Pool& pool, std::int64_t items, int threads, const Body& body
   }
   job->Participate();
   job->WaitUntilDone();
+  if (job->failed()) throw std::runtime_error("out of memory");
 }
 
 }  // namespace qgemm
