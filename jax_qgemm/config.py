@@ -22,7 +22,7 @@ class Config:
     def isa_names(self) -> tuple[str, ...]:
         """Every name that `max_isa` accepts, from the least to the most capable."""
         if native.extension is None:
-            return ("portable", "avx2", "avx512_vnni")
+            return ("portable", "avx2", "avx_vnni", "avx512_vnni")
         return tuple(native.extension.isa_names())
 
     @property

@@ -10,6 +10,11 @@ TileFn Avx2Tile(const TileKey& key);
 RowKernels Avx2Rows(XType x);
 PeakLoop Avx2Peak();
 
+int AvxVnniMaxColumns(int rows);
+TileFn AvxVnniTile(const TileKey& key);
+RowKernels AvxVnniRows(XType x);
+PeakLoop AvxVnniPeak();
+
 int Avx512VnniMaxColumns(int rows);
 TileFn Avx512VnniTile(const TileKey& key);
 RowKernels Avx512VnniRows(XType x);

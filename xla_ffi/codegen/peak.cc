@@ -18,6 +18,8 @@ class PeakEmitter final : public Xbyak::CodeGenerator {
       const int sum = i % kSums;
       if (isa == Isa::kAvx512Vnni) {
         vpdpbusd(Xbyak::Zmm(sum), Xbyak::Zmm(30), Xbyak::Zmm(31));
+      } else if (isa == Isa::kAvxVnni) {
+        vpdpbusd(Xbyak::Ymm(sum), Xbyak::Ymm(13), Xbyak::Ymm(14), Xbyak::VexEncoding);
       } else {
         vpmaddwd(Xbyak::Ymm(15), Xbyak::Ymm(13), Xbyak::Ymm(14));
         vpaddd(Xbyak::Ymm(sum), Xbyak::Ymm(sum), Xbyak::Ymm(15));
@@ -40,6 +42,11 @@ PeakLoop Generate(Isa isa, double macs_per_instruction) {
 
 PeakLoop Avx2Peak() {
   static const PeakLoop loop = Generate(Isa::kAvx2, 16);
+  return loop;
+}
+
+PeakLoop AvxVnniPeak() {
+  static const PeakLoop loop = Generate(Isa::kAvxVnni, 32);
   return loop;
 }
 

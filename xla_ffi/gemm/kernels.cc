@@ -14,6 +14,7 @@ const KernelFamily kFamilies[] = {
     {Isa::kPortable, AFormat::kU8, 2, PortableMaxColumns, PortableTile, PortableRows, nullptr},
 #ifdef JAX_QGEMM_JIT
     {Isa::kAvx2, AFormat::kS16, 28, Avx2MaxColumns, Avx2Tile, Avx2Rows, Avx2Peak},
+    {Isa::kAvxVnni, AFormat::kU8, 64, AvxVnniMaxColumns, AvxVnniTile, AvxVnniRows, AvxVnniPeak},
     {Isa::kAvx512Vnni, AFormat::kU8, 64, Avx512VnniMaxColumns, Avx512VnniTile, Avx512VnniRows,
      Avx512VnniPeak},
 #endif

@@ -100,6 +100,7 @@ CpuInfo Detect() {
   } else {
     info.limited_by = "the CPU has no AVX2";
   }
+  if (cpu.has(XCpu::tAVX2) && cpu.has(XCpu::tAVX_VNNI)) info.available.push_back(Isa::kAvxVnni);
   if (cpu.has(XCpu::tAVX512F) && cpu.has(XCpu::tAVX512BW) && cpu.has(XCpu::tAVX512VL) &&
       cpu.has(XCpu::tAVX512_VNNI)) {
     info.available.push_back(Isa::kAvx512Vnni);
@@ -139,6 +140,8 @@ const char* IsaName(Isa isa) {
   switch (isa) {
     case Isa::kAvx2:
       return "avx2";
+    case Isa::kAvxVnni:
+      return "avx_vnni";
     case Isa::kAvx512Vnni:
       return "avx512_vnni";
     case Isa::kPortable:

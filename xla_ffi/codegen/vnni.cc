@@ -1,0 +1,98 @@
+// The families with VNNI, whose vpdpbusd adds four products of unsigned by signed bytes to an
+// int32: AVX-512 VNNI, with up to 6 x 64 sums in 24 of 32 registers, and AVX-VNNI, with 12 of 16.
+//
+// A quad of the weights is loaded once for all rows, a quad of x is broadcast for all columns.
+#include "codegen/families.h"
+#include "codegen/row_emitter.h"
+#include "codegen/tile_cache.h"
+#include "codegen/tile_emitter.h"
+
+namespace qgemm {
+namespace {
+
+// Tiles of few rows stream the weights: so many rows, so far ahead in bytes.
+constexpr int kStreamingRows = 4;
+constexpr int kPrefetchDistance = 2048;
+
+class VnniTileEmitter : public TileEmitter {
+ protected:
+  VnniTileEmitter(VectorWidth width, const TileKey& key)
+      : TileEmitter(width, key), tile_(rows() * vectors()), sets_(tile_ <= FewSums() ? 2 : 1) {
+    Begin();
+    for (int i = 0; i < sets_ * tile_; ++i) Zero(V(i));
+    LoopOverQuads(kQuadBytes);
+    for (int i = 0; sets_ == 2 && i < tile_; ++i) vpaddd(V(i), V(i), V(i + tile_));
+    End();
+  }
+
+ private:
+  static constexpr int kQuadBytes = 4;
+
+  // vpdpbusd takes 4 to 5 cycles: tiles of so few sums add quads of even and odd index apart.
+  int FewSums() const { return wide() ? 8 : 6; }
+  Vec Sum(int set, int row, int vector) const { return V(set * tile_ + row * vectors() + vector); }
+  Vec Accumulator(int row, int vector) const override { return Sum(0, row, vector); }
+  Vec Weights(int vector) const { return V((wide() ? 24 : sets_ * tile_) + vector); }
+  Vec Broadcast(int row) const { return wide() ? V(28 + row % 4) : V(14 + row % 2); }
+  Vec Temporary(int i) const override { return V((wide() ? 28 : 12) + i); }
+
+  void Quad(int quad) override {
+    const int set = quad % sets_;
+    for (int vector = 0; vector < vectors(); ++vector) {
+      const int offset = quad * panel_bytes() + vector * vector_bytes();
+      if (rows() > 1) vmovups(Weights(vector), ptr[reg_b + offset]);
+      if (rows() <= kStreamingRows && offset % 64 == 0) {
+        prefetcht0(ptr[reg_b + offset + kPrefetchDistance]);
+      }
+    }
+    for (int row = 0; row < rows(); ++row) {
+      vpbroadcastd(Broadcast(row), dword[Row(reg_a, reg_a3, row, quad * kQuadBytes)]);
+      for (int vector = 0; vector < vectors(); ++vector) {
+        const RegExp weights = reg_b + (quad * panel_bytes() + vector * vector_bytes());
+        if (rows() > 1) {
+          MultiplyAdd(Sum(set, row, vector), Broadcast(row), Weights(vector));
+        } else {
+          MultiplyAdd(Sum(set, row, vector), Broadcast(row), ptr[weights]);
+        }
+      }
+    }
+  }
+
+  void MultiplyAdd(const Vec& sum, const Vec& x, const Xbyak::Operand& weights) {
+    vpdpbusd(sum, x, weights, wide() ? Xbyak::EvexEncoding : Xbyak::VexEncoding);
+  }
+
+  const int tile_;  // sums, in registers
+  const int sets_;
+};
+
+struct Avx512VnniTileEmitter final : VnniTileEmitter {
+  explicit Avx512VnniTileEmitter(const TileKey& key) : VnniTileEmitter(VectorWidth::k512, key) {}
+};
+
+struct AvxVnniTileEmitter final : VnniTileEmitter {
+  explicit AvxVnniTileEmitter(const TileKey& key) : VnniTileEmitter(VectorWidth::k256, key) {}
+};
+
+}  // namespace
+
+int Avx512VnniMaxColumns(int) { return 64; }
+
+TileFn Avx512VnniTile(const TileKey& key) {
+  static auto& cache = *new TileCache<Avx512VnniTileEmitter>;
+  return cache.Get(key);
+}
+
+RowKernels Avx512VnniRows(XType x) { return GeneratedRows(VectorWidth::k512, x); }
+
+// Beside the sums stand the weights of a tile, but for one row, and two broadcasts.
+int AvxVnniMaxColumns(int rows) { return rows == 1 ? 64 : rows == 2 ? 32 : 16; }
+
+TileFn AvxVnniTile(const TileKey& key) {
+  static auto& cache = *new TileCache<AvxVnniTileEmitter>;
+  return cache.Get(key);
+}
+
+RowKernels AvxVnniRows(XType x) { return GeneratedRows(VectorWidth::k256, x); }
+
+}  // namespace qgemm
