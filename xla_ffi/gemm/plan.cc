@@ -99,7 +99,10 @@ std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
   plan->layout = {key.shape.k, key.shape.n};
   Epilogue& epilogue = plan->epilogue;
   epilogue = key.spec.epilogue;
-  if (IsFloat(key.spec.x)) epilogue.x_scale = epilogue.x_zero = Granularity::kRow;
+  if (IsFloat(key.spec.x)) {
+    epilogue.x_scale = epilogue.x_zero = Granularity::kRow;
+    plan->row_kernels = plan->family->rows(key.spec.x);
+  }
   if (epilogue.x_zero == Granularity::kNone && ZeroShift(key.spec.x) != 0) {
     epilogue.x_zero = Granularity::kTensor;
   }

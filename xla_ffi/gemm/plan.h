@@ -45,10 +45,11 @@ struct Plan {
   PlanKey key;
   const KernelFamily* family = nullptr;
   PackedLayout layout{};
-  EvenSplit row_blocks;    // of M
-  EvenSplit panel_groups;  // of the panels
-  int threads = 1;         // worth using
-  Epilogue epilogue;       // of the kernels: with the zero point that the format of x brings
+  EvenSplit row_blocks;      // of M
+  EvenSplit panel_groups;    // of the panels
+  int threads = 1;           // worth using
+  RowKernels row_kernels{};  // where x is float
+  Epilogue epilogue;         // of the kernels: with the zero point that the format of x brings
   std::int64_t k_blocks = 1;
   std::int64_t k_block = 0;  // elements of K in all but the last block
 

@@ -41,13 +41,13 @@ void PreparedRows::Prepare(const Plan& plan, const GemmOperands& operands, std::
   auto* row_zeros = epilogue.x_zero == Granularity::kRow
                         ? zero_memory_.Reserve<std::int32_t>(std::size_t(count))
                         : nullptr;
-  const RowKernels kernels = dynamic ? plan.family->rows(x_type) : RowKernels{};
 
   for (std::int64_t row = 0; row < count; ++row) {
     const auto* x = static_cast<const std::uint8_t*>(operands.x) + (begin + row) * k * x_size;
     std::uint8_t* a = a_ + row * a_stride_;
     if (dynamic) {
-      const RowParams params = QuantizeRow(kernels, RowScheme::kAsymmetric, format, x, k, a);
+      const RowParams params =
+          QuantizeRow(plan.row_kernels, RowScheme::kAsymmetric, format, x, k, a);
       row_scales[row] = params.scale;
       row_zeros[row] = params.zero;
     } else if (format == AFormat::kS16) {
