@@ -1,8 +1,9 @@
 """The meaning of every primitive in plain JAX: fallback lowering, test oracle and specification.
 
 Quantization is affine, `real = scale * (q - zero_point)`, rounds to nearest even and saturates.
-On the CPU these functions give the same bits as the native kernels: `_rounded`, and divisors that
-are no compile-time constants, keep XLA from replacing two roundings by one.
+On the CPU these functions give the same bits as the native kernels wherever scales and their
+reciprocals are normal numbers: `_rounded`, and divisors that are no compile-time constants, keep XLA
+from replacing two roundings by one; but it flushes subnormals, which the kernels keep.
 """
 
 from __future__ import annotations
@@ -51,10 +52,14 @@ def asymmetric_params(x, axes, qtype: str):
     qmin, qmax = QRANGE[qtype]
     low = jnp.min(x, axis=axes, keepdims=True, initial=0)
     high = jnp.max(x, axis=axes, keepdims=True, initial=0)
-    tiny = high - low < (qmax - qmin) * FLT_MIN
+    finite = (low > -np.inf) & (high < np.inf)
+    steps = jnp.where(finite, np.float32(qmax - qmin), np.nan)
+    width = high - low
+    tiny = width < (qmax - qmin) * FLT_MIN
     low = jnp.where(tiny, 0, low)
-    width = jnp.where(tiny, np.float32(qmax - qmin), high - low)
-    scale = _rounded(width / jnp.where(width < np.inf, np.float32(qmax - qmin), np.nan))
+    # The range of finite values may be beyond float32.
+    scale = jnp.where(width < np.inf, width / steps, _rounded(high / steps) - low / steps)
+    scale = _rounded(jnp.where(tiny, 1, scale))
     zero_point = quantize_affine(-low / scale, qmin, qtype).astype(jnp.int32)
     return scale, reciprocal(scale), zero_point
 

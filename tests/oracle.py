@@ -42,10 +42,11 @@ def quantize(x, qtype, axes=(), symmetric=True):
             zero_point = np.full(scale.shape, 0 if qtype == "int8" else 128, np.int32)
         else:
             low, high = np.min(x, **keep), np.max(x, **keep)
-            tiny = high - low < (qmax - qmin) * FLT_MIN
-            low, width = np.where(tiny, F32(0), low), high - low
-            width = np.where(tiny, F32(255), width)
-            scale = width / np.where(np.isfinite(width), F32(255), F32(np.nan))
+            width, steps = high - low, F32(255)
+            tiny = width < steps * FLT_MIN
+            scale = np.where(np.isfinite(width), width / steps, high / steps - low / steps)
+            scale = np.where(tiny, F32(1), np.where(np.isfinite(scale), scale, F32(np.nan)))
+            low = np.where(tiny, F32(0), low)
             inverse = np.minimum(F32(1) / scale, FLT_MAX)
             zero_point = to_int(-low / scale, F32(qmin), qtype).astype(np.int32)
         q = to_int(x * inverse, zero_point.astype(F32), qtype)

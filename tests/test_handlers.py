@@ -60,6 +60,7 @@ def test_a_program_that_fits():
         ("w_zero_point is missing", {"attributes": {"has_w_zero_point": True}}),
         ("out_scale is missing", {"out": ((M, N), U8)}),
         ("int32 result", {"out": ((M, N), S32)}),
+        ("chooses the zero point", {"attributes": {"has_x_zero_point": True}}),
     ],
 )
 def test_gemm_refuses(reason, arguments):

@@ -33,8 +33,10 @@ float RandomFloat() { return std::normal_distribution<float>()(rng); }
 // A pool that starts a thread per task and joins them at its end.
 struct Threads {
   std::vector<std::thread> threads;
+  std::size_t most = 100;  // beyond so many it has no memory for another
   template <class F>
   void Schedule(F&& f) {
+    if (threads.size() == most) throw std::bad_alloc();
     threads.emplace_back(std::forward<F>(f));
   }
   ~Threads() {
@@ -161,7 +163,7 @@ std::vector<std::uint8_t> Reference(const Case& c, const Problem& p) {
       }
       if (high - low < 255 * std::numeric_limits<float>::min()) low = 0, high = 255;
       row_scale = (high - low) / 255.0F;
-      finite = finite && std::isfinite(row_scale);
+      if (std::isinf(row_scale)) row_scale = high / 255.0F - low / 255.0F;
       zero = finite ? std::int64_t(std::nearbyint(std::min(-low / row_scale, 255.0F))) : 0;
       const float inverse = std::min(1.0F / row_scale, std::numeric_limits<float>::max());
       for (std::int64_t j = 0; j < k; ++j) {
@@ -263,6 +265,7 @@ bool RunParallel(std::int64_t items, int threads, std::int64_t thrower) {
   bool thrown = false;
   try {
     Threads pool;
+    pool.most = std::size_t(Random(0, 4));
     ParallelClaim(pool, items, threads, [&](Job& job, std::int64_t first) {
       for (std::int64_t item = first; item >= 0; item = job.Next()) {
         runs[std::size_t(item)]++;

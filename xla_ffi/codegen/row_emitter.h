@@ -1,4 +1,4 @@
-// Generated row-wise quantization: the largest magnitude of a row, and rounding it to integers.
+// Generated row-wise quantization: the range of a row, and rounding it to integers.
 #pragma once
 
 #include "codegen/vector_emitter.h"

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cfloat>
-#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -25,12 +24,15 @@ Chosen Symmetric(const RowRange& range) {
 
 Chosen Asymmetric(const RowRange& range) {
   constexpr float kSteps = 255;
-  float low = range.low, width = range.high - range.low;
+  float low = range.low;
+  const float width = range.high - range.low;
+  float scale = width / kSteps;
   if (width < kSteps * FLT_MIN) {
     low = 0;
-    width = kSteps;
+    scale = 1;
+  } else if (width > FLT_MAX) {  // the range of a row of finite values may be beyond f32
+    scale = range.high / kSteps - range.low / kSteps;
   }
-  const float scale = width / kSteps;
   const std::int32_t zero = RoundToInt(std::min(-low / scale, kSteps));
   return {scale, StaticQuantizeArgs(scale, zero, 0, 255)};
 }
@@ -48,12 +50,11 @@ RowParams QuantizeRow(const RowKernels& kernels, RowScheme scheme, AFormat forma
                       std::int64_t k, void* q) {
   RowRange range;
   kernels.range(x, k, &range);
-  const bool symmetric = scheme == RowScheme::kSymmetric;
-  if (range.not_finite != 0 || (!symmetric && !std::isfinite(range.high - range.low))) {
+  if (range.not_finite != 0) {
     std::memset(q, 0, std::size_t(k * SizeOf(format)));
     return {std::numeric_limits<float>::quiet_NaN(), 0};
   }
-  const auto [scale, args] = symmetric ? Symmetric(range) : Asymmetric(range);
+  const auto [scale, args] = scheme == RowScheme::kSymmetric ? Symmetric(range) : Asymmetric(range);
   (format == AFormat::kU8 ? kernels.to_byte : kernels.to_int16)(x, k, &args, q);
   return {scale, args.zero};
 }

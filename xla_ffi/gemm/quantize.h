@@ -14,7 +14,7 @@ QuantizeArgs StaticQuantizeArgs(float scale, std::int32_t zero, std::int32_t qmi
                                 std::int32_t qmax);
 
 // How a row chooses its parameters. A range so small that the scale would be subnormal counts as
-// zeros: scale 1. A row with NaN or Inf, or whose range is beyond f32, has scale NaN.
+// zeros: scale 1. A row with NaN or Inf has scale NaN.
 enum class RowScheme : std::uint8_t {
   kSymmetric,   // int8: scale = max|x| / 127
   kAsymmetric,  // uint8: scale = (max - min) / 255 over a range that includes 0, which is exact

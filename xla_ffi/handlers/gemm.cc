@@ -104,7 +104,9 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::BufferR1<ffi
     epilogue.x_scale = granularity(per_row);
   }
   if (has_x_zero_point) {
-    check.Require(!dynamic, "dynamic quantization is symmetric: x_zero_point must be absent");
+    check.Require(
+        !dynamic,
+        "dynamic quantization chooses the zero point itself: x_zero_point must be absent");
     operands.x_zero = optional.NextPerRow<ffi::S32>("x_zero_point", m, per_row);
     epilogue.x_zero = granularity(per_row);
   }

@@ -151,7 +151,8 @@ const char* IsaName(Isa isa) {
 }
 
 const CpuInfo& Cpu() {
-  static const CpuInfo info = DetectWithCaches();
+  // Never destroyed: a program may still run on another thread while the process exits.
+  static const CpuInfo& info = *new CpuInfo(DetectWithCaches());
   return info;
 }
 

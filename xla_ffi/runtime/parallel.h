@@ -9,8 +9,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <memory>
-#include <stdexcept>
 #include <thread>
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -48,17 +48,14 @@ class Job {
     try {
       run_(body_, *this, first);
     } catch (...) {  // thrown with an item in hand; the others are given up
-      failed_.store(true, std::memory_order_relaxed);
+      if (!failed_.exchange(true)) error_ = std::current_exception();
       while (Next() >= 0) {
       }
     }
   }
 
-  // Whether a participant threw: all that bodies do that can fail is to reserve memory. To be asked
-  // when all items are done.
-  bool failed() const { return failed_.load(std::memory_order_relaxed); }
-
-  void WaitUntilDone() const {
+  // Returns when all items are done; throws what a participant threw first.
+  void Wait() const {
     for (int spins = 0; done_.load(std::memory_order_acquire) < items_; ++spins) {
       if (spins < 4096) {
         SpinPause();
@@ -66,6 +63,7 @@ class Job {
         std::this_thread::yield();
       }
     }
+    if (error_ != nullptr) std::rethrow_exception(error_);
   }
 
  private:
@@ -80,6 +78,7 @@ class Job {
   alignas(64) std::atomic<std::int64_t> next_{0};
   alignas(64) std::atomic<std::int64_t> done_{0};
   std::atomic<bool> failed_{false};
+  std::exception_ptr error_;  // written before its thrower's item counts as done
 };
 
 // Calls body(job, first_item) once in every participant; the body works in
@@ -95,16 +94,16 @@ void ParallelClaim(Pool& pool, std::int64_t items, int threads, const Body& body
   if (helpers <= 0) {
     Job job(items, &body, run);
     job.Participate();
-    if (job.failed()) throw std::runtime_error("out of memory");
+    job.Wait();
     return;
   }
   const auto job = std::make_shared<Job>(items, &body, run);
-  for (std::int64_t i = 0; i < helpers; ++i) {
-    pool.Schedule([job] { job->Participate(); });
+  try {
+    for (std::int64_t i = 0; i < helpers; ++i) pool.Schedule([job] { job->Participate(); });
+  } catch (...) {  // no memory for another helper: those there are, and the caller, do the work
   }
   job->Participate();
-  job->WaitUntilDone();
-  if (job->failed()) throw std::runtime_error("out of memory");
+  job->Wait();
 }
 
 }  // namespace qgemm
