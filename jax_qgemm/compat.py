@@ -19,8 +19,8 @@ ShapedArray = jax.core.ShapedArray
 
 def concrete(x) -> np.ndarray | None:
     """The values of `x` where they are known at trace time and readable here, else None."""
-    if isinstance(x, jax.core.Tracer):
-        return None
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(x)):
+        return None  # also a list with a tracer in it
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         return None
     return np.asarray(x)

@@ -4,11 +4,20 @@ Each check takes the public function's name first, so that a message reads
 `function: argument must be …, got …`.
 """
 
+import contextlib
+import dataclasses
+import operator
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jax_qgemm import compat
 from jax_qgemm.reference import FORMAT_VERSION, QRANGE
+
+SCALE_RANGE = (2.0**-126, 2.0**126)
+"""Scales between these are normal numbers, and so are their reciprocals: XLA and some CPUs take
+subnormal numbers for zero, others do not."""
 
 
 def describe(x) -> str:
@@ -21,76 +30,144 @@ def describe(x) -> str:
     dims = ",".join(map(str, shape))
     if hasattr(x, "qtype"):
         return f"{type(x).__name__} {x.qtype}[{dims}]"
-    return f"{np.dtype(x.dtype).name}[{dims}]"
+    return f"{x.dtype}[{dims}]"
 
 
-def as_array(function: str, name: str, x, dtype=None):
-    """`jnp.asarray` with a message that names the argument."""
-    if hasattr(x, "qtype"):
-        raise TypeError(f"{function}: {name} must be an array, got {describe(x)}")
+def as_array(function: str, name: str, x) -> jax.Array:
+    """`jnp.asarray` with a message that names the argument; NumPy's other byte order is read."""
+    if isinstance(x, jax.Array):
+        return x
     try:
-        return jnp.asarray(x, dtype)
+        if x is None or isinstance(x, str | bytes) or hasattr(x, "qtype"):
+            raise TypeError
+        if isinstance(x, np.ndarray) and not x.dtype.isnative:
+            x = x.astype(x.dtype.newbyteorder("="))
+        return jnp.asarray(x)
+    except OverflowError as e:
+        raise ValueError(f"{function}: {name} is too large a number, got {x}") from e
     except (TypeError, ValueError) as e:
-        raise TypeError(f"{function}: {name} must be an array, got {type(x).__name__}") from e
+        raise TypeError(f"{function}: {name} must be an array, got {describe(x)}") from e
 
 
 def float_array(function: str, name: str, x):
     """`x` as a float32 or bfloat16 array."""
     x = as_array(function, name, x)
     if x.dtype not in (jnp.float32, jnp.bfloat16):
-        raise TypeError(
-            f"{function}: {name} must be float32 or bfloat16, got {describe(x)}; "
-            f"use {name}.astype(jax.numpy.float32)"
-        )
+        castable = jnp.issubdtype(x.dtype, np.number) or x.dtype == bool
+        hint = f"; use {name}.astype(jax.numpy.float32)" if castable else ""
+        raise TypeError(f"{function}: {name} must be float32 or bfloat16, got {describe(x)}{hint}")
     return x
 
 
 def qtype_name(function: str, name: str, qtype) -> str:
     """'int8' or 'uint8' from a name or a dtype."""
-    try:
-        found = np.dtype(qtype).name
-    except TypeError:
-        found = qtype
-    if found not in QRANGE:
+    found = qtype
+    if qtype is not None:  # NumPy reads None as float64
+        with contextlib.suppress(TypeError, ValueError):
+            found = np.dtype(qtype).name
+    if not isinstance(found, str) or found not in QRANGE:
         choices = " or ".join(map(repr, QRANGE))
-        shown = found if isinstance(found, str) else type(found).__name__
-        raise ValueError(f"{function}: {name} must be {choices}, got {shown!r}")
+        shown = repr(found) if isinstance(found, str) else describe(found)
+        raise ValueError(f"{function}: {name} must be {choices}, got {shown}")
     return found
 
 
 def scale_array(function: str, name: str, scale):
-    """`scale` as float32; where its values are known they must be finite and > 0."""
+    """`scale` as float32; where its values are known they must lie in SCALE_RANGE."""
+    if isinstance(scale, int) and not isinstance(scale, bool):
+        scale = float(scale) if abs(scale) < 2**200 else np.inf  # JAX takes no long integers
     with np.errstate(over="ignore"):  # a float64 beyond float32 is inf, refused below
         array = as_array(function, name, scale)
     if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
         raise TypeError(f"{function}: {name} must be float32, got {describe(array)}")
     values = compat.concrete(scale)
     if values is not None:
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", under="ignore"):
             values = values.astype(np.float32)
-        bad = values[~(np.isfinite(values) & (values > 0))]
+        bad = values[~((values >= SCALE_RANGE[0]) & (values <= SCALE_RANGE[1]))]
         if bad.size:
-            raise ValueError(f"{function}: {name} must be finite and > 0, got {bad.flat[0]}")
+            raise ValueError(
+                f"{function}: {name} must be finite and > 0, from 2**-126 to 2**126 (1.18e-38 to "
+                f"8.5e+37), got {bad.flat[0]}"
+            )
     return array.astype(jnp.float32)
 
 
 def zero_point_array(function: str, name: str, zero_point, qtype: str):
-    """`zero_point` as int32; where its values are known they must lie in the range of qtype."""
+    """`zero_point` as int32 in the range of qtype: refused where its values are known, clamped
+    where they are not."""
+    low, high = QRANGE[qtype]
+    outside = f"{function}: {name} must be in [{low}, {high}], the range of {qtype}, got "
+    if isinstance(zero_point, int) and not low <= zero_point <= high:  # JAX takes no long integers
+        raise ValueError(f"{outside}{zero_point}")
     array = as_array(function, name, zero_point)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{function}: {name} must be an integer, got {describe(array)}")
-    low, high = QRANGE[qtype]
     values = compat.concrete(zero_point)
-    if values is not None and values.size and (values.min() < low or values.max() > high):
-        bad = values[(values < low) | (values > high)].flat[0]
-        raise ValueError(
-            f"{function}: {name} must be in [{low}, {high}], the range of {qtype}, got {bad}"
-        )
+    if values is None:
+        if array.dtype.itemsize < 4:
+            array = array.astype(jnp.int32)
+        signed = jnp.issubdtype(array.dtype, jnp.signedinteger)
+        array = jnp.clip(array, low if signed else 0, high)
+    elif (bad := values[(values < low) | (values > high)]).size:
+        raise ValueError(f"{outside}{bad.flat[0]}")
     return array.astype(jnp.int32)
 
 
-def check_format_version(function: str, found: int) -> None:
-    """Refuse data of a newer release: its layout is unknown here."""
+def check_quantized(function: str, name: str, q):
+    """The QuantizedArray `q`, its parts made arrays of the documented dtypes and shapes.
+
+    Numbers and NumPy arrays are converted; arrays of JAX must have the dtype already. Values of
+    the scale are not looked at: NaN is the scale of what holds NaN.
+    """
+    qtype = qtype_name(function, f"{name}.qtype", q.qtype)
+    qvalue = as_array(function, f"{name}.qvalue", q.qvalue)
+    if qvalue.dtype != qtype:
+        raise TypeError(
+            f"{function}: {name}.qvalue must be {qtype}, as {name}.qtype says, got "
+            f"{describe(qvalue)}"
+        )
+    scale = as_array(function, f"{name}.scale", q.scale)
+    if not isinstance(q.scale, jax.Array) and jnp.issubdtype(scale.dtype, np.number):
+        scale = scale.astype(jnp.float32)
+    if scale.dtype != jnp.float32:
+        raise TypeError(f"{function}: {name}.scale must be float32, got {describe(scale)}")
+    zero_point = q.zero_point
+    if isinstance(zero_point, jax.Array):
+        if zero_point.dtype != jnp.int32:
+            raise TypeError(
+                f"{function}: {name}.zero_point must be int32 or None, got {describe(zero_point)}"
+            )
+    elif zero_point is not None:
+        zero_point = zero_point_array(function, f"{name}.zero_point", zero_point, qtype)
+    q = dataclasses.replace(q, qvalue=qvalue, scale=scale, zero_point=zero_point, qtype=qtype)
+    for part, value in (("scale", scale), ("zero_point", zero_point)):
+        if value is not None and not fits(value.shape, qvalue.shape):
+            raise ValueError(
+                f"{function}: {name}.{part} has shape {value.shape}, expected () or 1 or the full "
+                f"size on each axis of {describe(q)}; arrays made under vmap are used under vmap"
+            )
+    return q
+
+
+def fits(shape, x_shape) -> bool:
+    """Whether a scale of `shape` belongs to x: () or x's rank, each dimension 1 or x's."""
+    return shape == () or (
+        len(shape) == len(x_shape) and all(a in (1, b) for a, b in zip(shape, x_shape, strict=True))
+    )
+
+
+def check_format_version(function: str, found) -> None:
+    """Refuse what is no version, and data of a newer release: its layout is unknown here."""
+    try:
+        valid = operator.index(found) >= 1 and not isinstance(found, bool)
+    except TypeError:
+        valid = False
+    if not valid:
+        raise ValueError(
+            f"{function}: the format version must be an integer from 1 to {FORMAT_VERSION}, got "
+            f"{found!r}"
+        )
     if found > FORMAT_VERSION:
         raise ValueError(
             f"{function}: the data has format version {found}, this release of jax_qgemm reads "

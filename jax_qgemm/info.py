@@ -21,7 +21,7 @@ def report() -> str:
         ("caches", " ".join(f"{c}={cpu[c] // 1024}KiB" for c in ("l1d", "l2", "l3"))),
         ("threads", _threads()),
         ("isa available", " ".join(cpu["isa_available"]) or "none"),
-        ("isa selected", f"{cpu['isa_selected']} ({cpu['why']})"),
+        ("isa selected", cpu["isa_selected"] + (f" ({cpu['why']})" if cpu["why"] else "")),
         ("isa ceiling", config.max_isa),
         ("code generation", "yes" if cpu["jit"] else "no"),
         ("kernel cache", " ".join(f"{k}={v}" for k, v in cache.items())),

@@ -33,18 +33,21 @@ def dot(x, w: PackedWeight, *, bias=None, activation=None, preferred_element_typ
         float32 for a QuantizedArray.
 
     Returns:
-      (..., N). A row of x that holds NaN or Inf gives a row of NaN.
+      (..., N). A row of x that holds NaN or Inf gives a row of NaN; a row whose values span less
+      than 255 times the smallest normal float32 (3e-36) counts as zeros.
 
     Raises:
       TypeError: an argument of a wrong type or dtype.
       ValueError: shapes that do not match, unknown activation, newer packed format.
     """
-    if not isinstance(x, QuantizedArray):
+    if isinstance(x, QuantizedArray):
+        x = errors.check_quantized("dot", "x", x)
+    else:
         x = errors.float_array("dot", "x", x)
     out_dtype = x.dtype if preferred_element_type is None else preferred_element_type
     try:
         out_dtype = np.dtype(out_dtype).name
-    except TypeError:
+    except (TypeError, ValueError):
         out_dtype = str(out_dtype)
     if out_dtype not in ("float32", "bfloat16"):
         raise ValueError(
@@ -71,7 +74,7 @@ def quantized_linear(
       bias: None, or float32 or bfloat16 [N].
       activation: None or "relu".
       out_scale: float scalar, the scale of the result.
-      out_zero_point: integer scalar in the range of out_qtype.
+      out_zero_point: integer scalar in the range of out_qtype; a traced one is clamped to it.
       out_qtype: "int8" or "uint8"; default: x's.
 
     Returns:
@@ -88,15 +91,16 @@ def quantized_linear(
             "jax_qgemm.quantize, or jax_qgemm.dot for float x"
         )
     name = "quantized_linear"
+    x = errors.check_quantized(name, "x", x)
     out_qtype = x.qtype if out_qtype is None else errors.qtype_name(name, "out_qtype", out_qtype)
     out_scale = errors.scale_array(name, "out_scale", out_scale)
-    out_zero = errors.zero_point_array(name, "out_zero_point", out_zero_point, out_qtype)
+    zero_point = zero_point_or_none(name, "out_zero_point", out_zero_point, out_qtype)
+    out_zero = jnp.int32(0) if zero_point is None else zero_point
     for argument, value in (("out_scale", out_scale), ("out_zero_point", out_zero)):
         if value.shape != ():
             raise ValueError(f"{name}: {argument} has shape {value.shape}, expected () (a scalar)")
     q = _linear(name, x, w, bias, activation, out_qtype, out_scale, out_zero)
-    zero_point = zero_point_or_none(name, "out_zero_point", out_zero_point, out_qtype)
-    return QuantizedArray(q, out_scale, None if zero_point is None else out_zero, out_qtype)
+    return QuantizedArray(q, out_scale, zero_point, out_qtype)
 
 
 def _linear(
@@ -111,7 +115,8 @@ def _linear(
             f"{function}: w has K={k} but x has {found} in its last dimension "
             f"(x: {describe(x)}, w: {describe(w)})"
         )
-    if activation is not None and activation not in ACTIVATIONS:
+    known = isinstance(activation, str) and activation in ACTIVATIONS
+    if not (activation is None or known):
         choices = ", ".join(map(repr, (None, *ACTIVATIONS)))
         raise ValueError(f"{function}: activation must be one of {choices}, got {activation!r}")
     if bias is not None:
@@ -128,7 +133,7 @@ def _linear(
         x_zero_point=forms[1],
         w_zero_point=w.zero_point is not None,
         bias=bias is not None,
-        activation=activation or "none",
+        activation=str(activation or "none"),
         out_dtype=out_dtype,
     )
     operands = {
@@ -165,9 +170,7 @@ def _scheme(function: str, x: QuantizedArray):
     for name, part in (("scale", x.scale), ("zero_point", x.zero_point)):
         if part is None or part.shape == ():
             forms.append("none" if part is None else "tensor")
-        elif part.ndim == x.ndim and all(
-            a in (1, b) for a, b in zip(part.shape, (*rows, 1), strict=True)
-        ):
+        elif errors.fits(part.shape, (*rows, 1)):
             forms.append("row")
         else:
             raise ValueError(

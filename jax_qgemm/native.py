@@ -34,7 +34,7 @@ def cpu_info() -> dict:
 
     Keys: vendor, brand, features (list), isa_available (ascending; empty where the extension is
     missing), isa_selected, jit (whether kernels are generated), l1d, l2, l3 (bytes), why (the
-    reason for the selection).
+    reason why a better instruction set is not used, else empty).
     """
     if extension is not None:
         return extension.cpu_info()

@@ -18,7 +18,7 @@ def pack(q: QuantizedArray) -> PackedWeight:
         column, shape (1, N).
 
     Raises:
-      TypeError: q is no QuantizedArray.
+      TypeError: q is no QuantizedArray, or holds arrays of other dtypes than it should.
       ValueError: q is not 2-D, or its scales are not per tensor or per column.
     """
     if not isinstance(q, QuantizedArray):
@@ -26,6 +26,7 @@ def pack(q: QuantizedArray) -> PackedWeight:
             f"pack: q must be a QuantizedArray, got {describe(q)}; quantize it first, or use "
             "jax_qgemm.pack_weight for a float array"
         )
+    q = errors.check_quantized("pack", "q", q)
     if q.ndim != 2:
         raise ValueError(
             f"pack: q must have 2 dimensions (K, N), got {describe(q)}; use jax.vmap for a stack"
@@ -34,8 +35,8 @@ def pack(q: QuantizedArray) -> PackedWeight:
     for name, part in (("scale", q.scale), ("zero_point", q.zero_point)):
         if part is not None and part.shape not in ((), (1, n)):
             raise ValueError(
-                f"pack: {name} has shape {part.shape}, expected () or (1, {n}): one per tensor or "
-                "per column, quantize(kernel, qtype, channelwise_axes=[1])"
+                f"pack: q.{name} has shape {part.shape}, expected () or (1, {n}): one per tensor "
+                "or per column, quantize(kernel, qtype, channelwise_axes=[1])"
             )
     return _pack(q)
 

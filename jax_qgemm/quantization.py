@@ -11,6 +11,7 @@ import numpy as np
 from jax_qgemm import errors, reference
 from jax_qgemm.errors import describe
 from jax_qgemm.primitives import quantize as primitive
+from jax_qgemm.primitives.common import refuse_gradient
 from jax_qgemm.types import PackedWeight, QuantizedArray
 
 
@@ -31,6 +32,7 @@ def quantize(
         For a (K, N) weight [1], for activations all axes but the last.
       scale: float32 of shape (), or of x's rank with 1 on the axes that share a scale.
       zero_point: integer, of shape () or the shape of `scale`; only together with `scale`.
+        A traced one outside the range of qtype is clamped.
       symmetric: True fixes the zero point at the middle (0 for int8, 128 for uint8). Default:
         True for int8, False for uint8.
 
@@ -39,9 +41,11 @@ def quantize(
       is 0 for int8.
 
     Raises:
-      TypeError: x is not float32 or bfloat16, zero_point is no integer.
+      TypeError: x is not float32 or bfloat16, axes or zero_point are no integers.
       ValueError: unknown qtype, axes outside x, scale or zero_point of a wrong shape, or with
-        values outside their range (checked where they are known at trace time).
+        values outside their range (checked where they are known at trace time): 2**-126 to 2**126
+        for scale.
+      NotImplementedError: differentiated, in any form.
     """
     x = errors.float_array("quantize", "x", x)
     qtype = errors.qtype_name("quantize", "qtype", qtype)
@@ -66,12 +70,24 @@ def dequantize(q: QuantizedArray | PackedWeight) -> jax.Array:
     """The real values, scale * (q - zero_point), as float32 of the same shape.
 
     Raises:
-      TypeError: q is neither a QuantizedArray nor a PackedWeight.
+      TypeError: q is neither a QuantizedArray nor a PackedWeight, or holds arrays of other dtypes
+        than it should.
       ValueError: the scale does not fit, or the packed format is of a newer release.
     """
     if not isinstance(q, QuantizedArray | PackedWeight):
         raise TypeError(f"dequantize: q must be QuantizedArray or PackedWeight, got {describe(q)}")
     return q.dequantize()
+
+
+@jax.custom_jvp
+def _no_gradient(*arrays):
+    """Its arguments, which must have no tangents: in front of the forms written in plain JAX."""
+    return arrays
+
+
+@_no_gradient.defjvp
+def _no_gradient_jvp(primals, tangents):
+    refuse_gradient("quantize")
 
 
 @functools.partial(jax.jit, static_argnames="qtype", inline=True)
@@ -84,7 +100,7 @@ def _quantize_rows(x, *, qtype):
 
 @functools.partial(jax.jit, static_argnames=("qtype", "shared", "symmetric"), inline=True)
 def _choose_and_quantize(x, *, qtype, shared, symmetric):
-    x = x.astype(jnp.float32)
+    (x,) = _no_gradient(x.astype(jnp.float32))
     if symmetric:
         scale, inverse = reference.symmetric_params(x, shared, 127)
         zero_point = None if qtype == "int8" else jnp.full_like(scale, 128, jnp.int32)
@@ -100,6 +116,7 @@ def _choose_and_quantize(x, *, qtype, shared, symmetric):
 @functools.partial(jax.jit, static_argnames="qtype", inline=True)
 def _quantize_given(x, scale, zero_point, *, qtype):
     if scale.ndim:
+        x, scale = _no_gradient(x, scale)
         return reference.quantize_static(x, scale, zero_point, qtype)
     rows = x.reshape(_rows(x), x.shape[-1] if x.ndim else 1)
     return primitive.quantize_static(rows, scale, zero_point, qtype).reshape(x.shape)
@@ -114,7 +131,7 @@ def _quantize_static(x, qtype, axes, scale, zero_point, symmetric) -> QuantizedA
                 f"quantize: scale has shape {scale.shape}, expected {full} for channelwise_axes="
                 f"{list(axes)} (x: {describe(x)})"
             )
-    elif not fits(scale.shape, x.shape):
+    elif not errors.fits(scale.shape, x.shape):
         raise ValueError(
             f"quantize: scale has shape {scale.shape}, expected () or {x.ndim} dimensions of 1 or "
             f"x's size (x: {describe(x)})"
@@ -123,7 +140,8 @@ def _quantize_static(x, qtype, axes, scale, zero_point, symmetric) -> QuantizedA
         raise ValueError("quantize: symmetric=True fixes the zero point; leave out zero_point")
     if zero_point is None and qtype == "uint8":
         zero_point = 128 if symmetric else 0
-    zero_point = zero_point_or_none("quantize", "zero_point", zero_point, qtype)
+    if zero_point is not None:
+        zero_point = zero_point_or_none("quantize", "zero_point", zero_point, qtype)
     if zero_point is not None:
         if zero_point.shape not in ((), scale.shape):
             raise ValueError(
@@ -136,17 +154,10 @@ def _quantize_static(x, qtype, axes, scale, zero_point, symmetric) -> QuantizedA
 
 
 def zero_point_or_none(function: str, name: str, zero_point, qtype: str):
-    """Checked int32 zero_point; None where it is left out or a literal 0 for int8."""
-    if zero_point is None or (qtype == "int8" and isinstance(zero_point, int) and not zero_point):
+    """Checked int32 zero_point; None for a literal 0 for int8."""
+    if qtype == "int8" and type(zero_point) is int and zero_point == 0:
         return None
     return errors.zero_point_array(function, name, zero_point, qtype)
-
-
-def fits(shape, x_shape) -> bool:
-    """Whether a scale of `shape` belongs to x: () or x's rank, each dimension 1 or x's."""
-    return shape == () or (
-        len(shape) == len(x_shape) and all(a in (1, b) for a, b in zip(shape, x_shape, strict=True))
-    )
 
 
 def _rows(x) -> int:
@@ -154,8 +165,15 @@ def _rows(x) -> int:
 
 
 def _canonical_axes(axes, x) -> tuple[int, ...]:
-    given = (axes,) if isinstance(axes, int | np.integer) else tuple(axes)
-    given = tuple(operator.index(a) for a in given)
+    try:
+        given = (axes,) if isinstance(axes, int | np.integer) else tuple(axes)
+        if any(isinstance(a, bool | np.bool_) for a in given):
+            raise TypeError
+        given = tuple(operator.index(a) for a in given)
+    except TypeError as e:
+        raise TypeError(
+            f"quantize: channelwise_axes must be an axis or several, integers, got {axes!r}"
+        ) from e
     if any(not -x.ndim <= a < x.ndim for a in given) or len({a % x.ndim for a in given}) < len(
         given
     ):

@@ -2,8 +2,8 @@
 
 Quantization is affine, `real = scale * (q - zero_point)`, rounds to nearest even and saturates.
 On the CPU these functions give the same bits as the native kernels wherever scales and their
-reciprocals are normal numbers: `_rounded`, and divisors that are no compile-time constants, keep XLA
-from replacing two roundings by one; but it flushes subnormals, which the kernels keep.
+reciprocals are normal numbers: `_rounded`, and divisors that are no compile-time constants, keep
+XLA from replacing two roundings by one; but it flushes subnormals, which the kernels keep.
 """
 
 from __future__ import annotations

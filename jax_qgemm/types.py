@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jax_qgemm import errors, reference
@@ -58,15 +57,38 @@ class _Quantized:
         raise NotImplementedError
 
     @classmethod
-    def _read(cls, arrays: Mapping[str, np.ndarray], required) -> tuple[list[int], dict]:
-        """Metadata and arrays by field name, after checking that this release can read them."""
-        missing = [name for name in (*required, "metadata") if name not in arrays]
+    def _read(cls, arrays: Mapping[str, np.ndarray], dtypes, length: int):
+        """(metadata, qtype, arrays by field name) of data that this release can read.
+
+        `dtypes`: what each field must have, "qtype" for that of the metadata; `length`: of the
+        metadata.
+        """
+        where = f"{cls.__name__}.from_arrays"
+        missing = [n for n in (*dtypes, "metadata") if n not in arrays and n != "zero_point"]
         if missing:
-            raise ValueError(f"{cls.__name__}.from_arrays: no {', '.join(missing)} in the data")
-        metadata = [int(v) for v in np.asarray(arrays["metadata"]).ravel()]
-        errors.check_format_version(f"{cls.__name__}.from_arrays", metadata[0])
-        names = [f.name for f in dataclasses.fields(cls) if f.name in arrays]
-        return metadata, {"zero_point": None} | {n: jnp.asarray(arrays[n]) for n in names}
+            raise ValueError(f"{where}: no {', '.join(missing)} in the data")
+        found = np.asarray(arrays["metadata"])
+        if found.dtype.kind in "iu" and found.size:
+            errors.check_format_version(where, int(found.flat[0]))
+        if found.dtype.kind not in "iu" or found.shape != (length,):
+            raise ValueError(
+                f"{where}: metadata must be {length} integers, got {errors.describe(found)}"
+            )
+        metadata = found.tolist()
+        if not 0 <= metadata[1] < len(_QTYPES):
+            known = ", ".join(f"{i} ({name})" for i, name in enumerate(_QTYPES))
+            raise ValueError(f"{where}: unknown qtype {metadata[1]} in metadata, known: {known}")
+        qtype, parts = _QTYPES[metadata[1]], {"zero_point": None}
+        for name, dtype in dtypes.items():
+            if name in arrays:
+                dtype = qtype if dtype == "qtype" else dtype
+                part = np.asarray(arrays[name])
+                if part.dtype.name != dtype:
+                    raise ValueError(
+                        f"{where}: {name} must be {dtype}, got {errors.describe(part)}"
+                    )
+                parts[name] = errors.as_array(where, name, part)
+        return metadata, qtype, parts
 
 
 @jax.tree_util.register_dataclass
@@ -91,28 +113,19 @@ class QuantizedArray(_Quantized):
         return self.qvalue.shape
 
     def dequantize(self) -> jax.Array:
-        """The real values, float32. ValueError for a scale that does not fit qvalue."""
-        for name, part in (("scale", self.scale), ("zero_point", self.zero_point)):
-            if part is not None and part.ndim:
-                fits = part.ndim == self.ndim and all(
-                    a in (1, b) for a, b in zip(part.shape, self.shape, strict=True)
-                )
-                if not fits:
-                    raise ValueError(
-                        f"dequantize: {name} has shape {part.shape}, expected () or 1 or the full "
-                        f"size on each axis of {errors.describe(self)}; arrays made under vmap "
-                        "are dequantized under vmap"
-                    )
-        return reference.dequantize(self.qvalue, self.scale, self.zero_point)
+        """The real values, float32. TypeError or ValueError for parts that do not fit."""
+        q = errors.check_quantized("dequantize", "q", self)
+        return reference.dequantize(q.qvalue, q.scale, q.zero_point)
 
     def _metadata(self) -> list[int]:
         return [reference.FORMAT_VERSION, _QTYPES.index(self.qtype)]
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> QuantizedArray:
-        """The inverse of `to_arrays`. ValueError for data of a newer release or missing parts."""
-        metadata, parts = cls._read(arrays, ("qvalue", "scale"))
-        return cls(**parts, qtype=_QTYPES[metadata[1]])
+        """The inverse of `to_arrays`. ValueError for data of a newer release or altered data."""
+        dtypes = {"qvalue": "qtype", "scale": "float32", "zero_point": "int32"}
+        _, qtype, parts = cls._read(arrays, dtypes, 2)
+        return cls(**parts, qtype=qtype)
 
     def __repr__(self) -> str:
         return (
@@ -171,18 +184,32 @@ class PackedWeight(_Quantized):
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> PackedWeight:
-        """The inverse of `to_arrays`. ValueError for data of a newer release or missing parts."""
-        metadata, parts = cls._read(arrays, ("data", "scale", "column_sums"))
-        version, qtype, k, n, channelwise = metadata
-        if parts["data"].shape[-1] != reference.packed_size(k, n):
+        """The inverse of `to_arrays`. ValueError for data of a newer release or altered data."""
+        ints = {"zero_point": "int32", "column_sums": "int32"}
+        dtypes = {"data": "int8", "scale": "float32", **ints}
+        (version, _, k, n, channelwise), qtype, parts = cls._read(arrays, dtypes, 5)
+        where = "PackedWeight.from_arrays"
+        if min(k, n) < 0:
+            raise ValueError(f"{where}: metadata must hold sizes K, N >= 0, got {k}, {n}")
+        data, has_zero_point = parts["data"], parts["zero_point"] is not None
+        if qtype == "uint8" and not has_zero_point:
+            raise ValueError(f"{where}: no zero_point in the data, which a uint8 weight has")
+        if data.shape[-1:] != (reference.packed_size(k, n),):
             raise ValueError(
-                f"PackedWeight.from_arrays: data has {parts['data'].shape[-1]} bytes, expected "
+                f"{where}: data has {data.shape[-1] if data.ndim else 'no'} bytes, expected "
                 f"{reference.packed_size(k, n)} for a packed {k}×{n} weight"
             )
+        blocks = len(reference.blocks(k, has_zero_point))
+        for name, shape in (("scale", (n,)), ("zero_point", (n,)), ("column_sums", (blocks, n))):
+            expected = (*data.shape[:-1], *shape)
+            if parts[name] is not None and parts[name].shape != expected:
+                raise ValueError(
+                    f"{where}: {name} has shape {parts[name].shape}, expected {expected}"
+                )
         return cls(
             **parts,
             matrix_shape=(k, n),
-            qtype=_QTYPES[qtype],
+            qtype=qtype,
             channelwise=bool(channelwise),
             format_version=version,
         )

@@ -1,5 +1,6 @@
 """Every error message: the argument, what was expected, what came; at trace time."""
 
+import dataclasses
 import re
 
 import jax
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 
 import jax_qgemm as jq
+from jax_qgemm.primitives.gemm import gemm
+from jax_qgemm.types import GemmSpec
 
 ONES = np.ones((8, 768), np.float32)
 X = jnp.asarray(ONES)
@@ -133,8 +136,11 @@ def test_preferred_element_type(wrong, small):
         jq.dot(X, small, preferred_element_type=wrong)
 
 
-@pytest.mark.parametrize("wrong", ["int4", "int16", jnp.float32, None, 8])
+@pytest.mark.parametrize("wrong", ["int4", "int16", jnp.float32, None, 8, ["int8"]])
 def test_qtype(wrong, small, xq):
+    if wrong is None:
+        with refuses(ValueError, "quantize: qtype must be 'int8' or 'uint8', got None"):
+            jq.quantize(X, None)
     with refuses(ValueError, "quantize: qtype must be 'int8' or 'uint8', got "):
         jq.quantize(X, wrong)
     with refuses(ValueError, "pack_weight: qtype must be 'int8' or 'uint8', got "):
@@ -144,16 +150,18 @@ def test_qtype(wrong, small, xq):
             jq.quantized_linear(xq, small, out_scale=1.0, out_qtype=wrong)
 
 
-@pytest.mark.parametrize("wrong", [0.0, -1.0, np.nan, np.inf, np.float64(1e39), np.float32(0)])
+BAD_SCALES = [0, 0.0, -1.0, np.nan, np.inf, np.float64(1e39), np.float32(0), 1e-39, 8.6e37]
+
+
+@pytest.mark.parametrize("wrong", [*BAD_SCALES, 2.0**126 * (1 + 2**-23), 10**40])
 def test_scale_values_where_they_are_known(wrong, small, xq):
-    with refuses(ValueError, "quantize: scale must be finite and > 0, got "):
+    message = "scale must be finite and > 0, from 2**-126 to 2**126 (1.18e-38 to 8.5e+37), got "
+    with refuses(ValueError, "quantize: " + message):
         jq.quantize(X, "int8", scale=wrong)
-    with refuses(ValueError, "quantized_linear: out_scale must be finite and > 0, got "):
+    with refuses(ValueError, "quantized_linear: out_" + message):
         jax.jit(lambda x: jq.quantized_linear(x, small, out_scale=wrong))(xq)
     traced = jax.jit(lambda x, s: jq.quantize(x, "int8", scale=s).qvalue)
-    assert (
-        traced(X, np.float32(wrong) if abs(wrong) < 1e38 else np.float32(np.inf)).shape == X.shape
-    )
+    assert traced(X, np.float32(wrong if abs(wrong) < 1e38 else np.inf)).shape == X.shape
 
 
 def test_scale_shapes(small, xq):
@@ -178,18 +186,20 @@ def test_scale_shapes(small, xq):
         "(x: QuantizedArray int8[8,768])",
     ):
         jq.dot(columns, small)
-    with refuses(ValueError, "dequantize: scale has shape (768,), expected () or 1 or the full"):
+    with refuses(ValueError, "dequantize: q.scale has shape (768,), expected () or 1 or the full"):
         jq.QuantizedArray(xq.qvalue, jnp.ones(768), None, "uint8").dequantize()
 
 
-@pytest.mark.parametrize("qtype,wrong", [("uint8", -1), ("uint8", 256), ("int8", 128)])
+@pytest.mark.parametrize(
+    "qtype,wrong", [("uint8", -1), ("uint8", 256), ("int8", 128), ("int8", 2**40), ("int8", 10**30)]
+)
 def test_zero_point_values(qtype, wrong, small, xq):
     low, high = {"uint8": (0, 255), "int8": (-128, 127)}[qtype]
     message = f"zero_point must be in [{low}, {high}], the range of {qtype}, got {wrong}"
-    with refuses(ValueError, message):
-        jq.quantize(X, qtype, scale=1.0, zero_point=wrong)
-    with refuses(ValueError, message):
-        jq.quantize(X, qtype, scale=1.0, zero_point=jnp.int32(wrong))
+    arrays = [np.asarray(wrong), jnp.int32(wrong)] if wrong < 1000 else []
+    for given in (wrong, *arrays):
+        with refuses(ValueError, message):
+            jq.quantize(X, qtype, scale=1.0, zero_point=given)
     with refuses(ValueError, "out_" + message):
         jq.quantized_linear(xq, small, out_scale=1.0, out_zero_point=wrong, out_qtype=qtype)
 
@@ -213,6 +223,99 @@ def test_channelwise_axes(axes):
         jq.quantize(X, "int8", channelwise_axes=axes)
 
 
+@pytest.mark.parametrize("axes", [None, "0", True, [True], [0.5], [[0]]])
+def test_channelwise_axes_are_integers(axes):
+    message = "quantize: channelwise_axes must be an axis or several, integers, got "
+    with refuses(TypeError, f"{message}{axes!r}"):
+        jq.quantize(X, "int8", channelwise_axes=axes)
+
+
+def parts_of(xq, **parts):
+    """Calls of every function that takes a QuantizedArray, with some of its parts replaced."""
+    w = jq.pack_weight(np.ones((768, 3), np.float32))
+    q = dataclasses.replace(xq, **parts)
+    return {
+        "dot: x": lambda: jq.dot(q, w),
+        "quantized_linear: x": lambda: jq.quantized_linear(q, w, out_scale=1.0),
+        "pack: q": lambda: jq.pack(q),
+        "dequantize: q": lambda: jq.dequantize(q),
+    }
+
+
+@pytest.mark.parametrize(
+    "parts,kind,message",
+    [
+        ({"qvalue": X}, TypeError, "qvalue must be uint8, as {}.qtype says, got float32[8,768]"),
+        ({"qvalue": X.astype(jnp.int8)}, TypeError, "qvalue must be uint8, as {}.qtype says, got"),
+        ({"qvalue": [[1, 2]]}, TypeError, "qvalue must be uint8, as {}.qtype says, got int32[1,2]"),
+        ({"qvalue": None}, TypeError, "qvalue must be an array, got None"),
+        ({"qtype": "int8"}, TypeError, "qvalue must be int8, as {}.qtype says, got uint8[8,768]"),
+        ({"qtype": "int4"}, ValueError, "qtype must be 'int8' or 'uint8', got 'int4'"),
+        ({"scale": None}, TypeError, "scale must be an array, got None"),
+        ({"scale": jnp.int32(1)}, TypeError, "scale must be float32, got int32[]"),
+        ({"scale": jnp.bfloat16(1)}, TypeError, "scale must be float32, got bfloat16[]"),
+        ({"scale": True}, TypeError, "scale must be float32, got bool[]"),
+        ({"scale": jnp.ones(8)}, ValueError, "scale has shape (8,), expected () or 1 or the full"),
+        ({"scale": jnp.ones((4, 1))}, ValueError, "scale has shape (4, 1), expected () or 1 or"),
+        ({"zero_point": jnp.float32(3)}, TypeError, "zero_point must be int32 or None, got float"),
+        ({"zero_point": 3.0}, TypeError, "zero_point must be an integer, got float32[]"),
+        ({"zero_point": 300}, ValueError, "zero_point must be in [0, 255], the range of uint8"),
+        ({"zero_point": jnp.zeros(8, jnp.int32)}, ValueError, "zero_point has shape (8,), exp"),
+    ],
+)
+def test_parts_of_a_quantized_array(parts, kind, message, xq):
+    for name, call in parts_of(xq, **parts).items():
+        with refuses(kind, f"{name}.{message.format(name.split()[-1])}"):
+            call()
+
+
+def test_python_numbers_in_a_quantized_array(xq):
+    """As under jit, which makes arrays of them."""
+    arrays = parts_of(xq, scale=jnp.float32(0.5), zero_point=jnp.int32(3))
+    for parts in ({"scale": 0.5, "zero_point": 3}, {"scale": np.float64(0.5), "zero_point": 3}):
+        for name, call in parts_of(xq, **parts).items():
+            got, want = jax.tree.leaves(call()), jax.tree.leaves(arrays[name]())
+            assert all(map(np.array_equal, got, want)) and len(got) == len(want), name
+
+
+def test_arrays_of_an_unusual_kind(small, xq):
+    key = jax.random.key(0)
+    with refuses(TypeError, "dot: x must be float32 or bfloat16, got key<fry>[]"):
+        jq.dot(key, small)
+    with refuses(TypeError, "quantize: scale must be float32, got key<fry>[]"):
+        jq.quantize(X, "int8", scale=key)
+    other = ONES.astype(ONES.dtype.newbyteorder())
+    assert np.array_equal(jq.dot(other, small), jq.dot(X, small))
+    with refuses(TypeError, "quantize: x must be an array, got object[1]"):
+        jq.quantize(np.array([object()]), "int8")
+    with refuses(TypeError, "quantize: x must be an array, got None"):
+        jq.quantize(None, "int8")
+    with refuses(ValueError, "dot: activation must be one of None, 'relu', got array('relu'"):
+        jq.dot(X, small, activation=np.array("relu"))
+
+
+def test_forms_of_scale_and_zero_point(small, xq):
+    assert jq.quantize(X, "int8", scale=10**30).scale == np.float32(1e30)
+    one = jax.jit(lambda s: jq.quantize(X[0], "int8", scale=[s]).scale)(2.0)
+    assert one.shape == (1,) and one[0] == 2
+    for wrong in (False, True):
+        with refuses(TypeError, "quantize: zero_point must be an integer, got bool[]"):
+            jq.quantize(X, "int8", scale=1.0, zero_point=wrong)
+        with refuses(TypeError, "quantized_linear: out_zero_point must be an integer, got bool[]"):
+            jq.quantized_linear(xq, small, out_scale=1.0, out_zero_point=wrong, out_qtype="int8")
+        with refuses(TypeError, "quantized_linear: out_scale must be float32, got bool[]"):
+            jq.quantized_linear(xq, small, out_scale=wrong)
+    assert jq.quantized_linear(xq, small, out_scale=10**30).scale == np.float32(1e30)
+    with refuses(ValueError, "quantized_linear: out_scale has shape (1,), expected () (a scalar)"):
+        jax.jit(lambda s: jq.quantized_linear(xq, small, out_scale=[s]))(1.0)
+    with refuses(TypeError, "quantized_linear: out_scale must be an array, got None"):
+        jq.quantized_linear(xq, small, out_scale=None)
+    with refuses(TypeError, "quantized_linear: out_zero_point must be an array, got None"):
+        jq.quantized_linear(xq, small, out_scale=1.0, out_zero_point=None)
+    with refuses(ValueError, "quantize: zero_point is too large a number, got [1099511627776]"):
+        jq.quantize(X[0], "int8", scale=1.0, zero_point=[2**40])
+
+
 def test_pack():
     with refuses(TypeError, "pack: q must be a QuantizedArray, got float32[8,768]; quantize it"):
         jq.pack(X)
@@ -220,7 +323,7 @@ def test_pack():
         jq.pack(jq.quantize(X[0], "int8"))
     with refuses(ValueError, "pack: q must have 2 dimensions (K, N), got QuantizedArray int8[1,8,"):
         jq.pack(jq.quantize(X[None], "int8"))
-    with refuses(ValueError, "pack: scale has shape (8, 1), expected () or (1, 768): one per"):
+    with refuses(ValueError, "pack: q.scale has shape (8, 1), expected () or (1, 768): one per"):
         jq.pack(jq.quantize(X, "int8", channelwise_axes=[0]))
     with refuses(ValueError, "pack_weight: kernel must have 2 dimensions (K, N), got float32[768]"):
         jq.pack_weight(X[0])
@@ -232,3 +335,16 @@ def test_altered_weight(small):
     altered = jax.tree.map(lambda a: a[..., :-1], small)
     with refuses(ValueError, "was the packed weight altered?"):
         jq.dot(X, altered)
+    for scale in (small.scale[None], small.scale[0]):
+        with refuses(ValueError, "expected float32[N]; was the packed weight altered?"):
+            jq.dot(X, dataclasses.replace(small, scale=scale))
+
+
+def test_primitive_blames_the_weight_for_its_own_parts_alone(small):
+    spec = GemmSpec(dynamic=True, bias=True)
+    parts = {"x": X, "data": small.data, "w_scale": small.scale, "column_sums": small.column_sums}
+    with refuses(ValueError, "gemm: bias is float32[4], expected float32[3] for x f") as caught:
+        gemm(spec, **parts, bias=jnp.ones(4))
+    assert "altered" not in str(caught.value)
+    with refuses(ValueError, "gemm: column_sums is int32[3], expected int32[1,3] for x float32[8"):
+        gemm(spec, **(parts | {"column_sums": small.column_sums[0]}), bias=jnp.ones(3))

@@ -232,6 +232,21 @@ def test_result_types(rng):
     assert other.qtype == "int8" and other.zero_point is None
 
 
+def test_traced_zero_points_of_the_result_are_clamped(rng, each_isa):
+    w, *_ = make_weight(rng, 12, 9, "u8 column")
+    x = jq.quantize(rng.standard_normal((3, 12)), "uint8")
+
+    @jax.jit
+    def run(zero_point):
+        return jq.quantized_linear(x, w, out_scale=0.1, out_zero_point=zero_point)
+
+    for isa in each_isa():
+        for given, used in ((-50, 0), (300, 255), (7, 7)):
+            got = run(given)
+            want = jq.quantized_linear(x, w, out_scale=0.1, out_zero_point=used)
+            assert got.zero_point == used and np.array_equal(got.qvalue, want.qvalue), isa
+
+
 def test_a_row_has_the_same_bits_alone_and_in_a_batch(rng, each_isa):
     w, *_ = make_weight(rng, 300, 70, "u8 column")
     x = jnp.asarray(rng.standard_normal((33, 300)), jnp.float32)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -91,8 +92,18 @@ def test_info_command():
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+    assert "()" not in done.stdout
     for word in ("jaxlib", "isa selected", "threads", "ffi targets", jq.config.max_isa):
         assert word in done.stdout
+
+
+def test_info_gives_a_reason_only_where_there_is_one(monkeypatch):
+    from jax_qgemm import info
+
+    for why, shown in (("", "avx2\n"), ("no AVX-512", "avx2 (no AVX-512)\n")):
+        cpu = jq.cpu_info() | {"isa_selected": "avx2", "why": why}
+        monkeypatch.setattr(native, "cpu_info", lambda cpu=cpu: cpu)
+        assert f"isa selected     {shown}" in info.report()
 
 
 def test_cpu_info_has_its_keys():
@@ -112,8 +123,9 @@ def test_config_limits_and_restores():
     before = jq.config.max_isa
     with jq.config.limit_isa("portable") as config:
         assert config.max_isa == "portable"
-        with jq.config.limit_isa(before):
-            assert jq.config.max_isa == before
+        with jq.config.limit_isa(before):  # a limit lowers, never raises
+            assert jq.config.max_isa == "portable"
+        jq.config.max_isa = before
         assert jq.config.max_isa == "portable"
         if NATIVE:
             assert jq.cpu_info()["isa_selected"] == "portable"
@@ -122,6 +134,37 @@ def test_config_limits_and_restores():
         raise RuntimeError("inside")
     assert jq.config.max_isa == before
     assert before in repr(jq.config)
+
+
+def test_limits_of_two_threads_that_overlap():
+    """A enters portable, B enters avx2, A leaves, B leaves: nothing stays behind."""
+    before = jq.config.max_isa
+    enter_b, leave_a = threading.Event(), threading.Event()
+    seen = []
+
+    def b():
+        enter_b.wait(60)
+        with jq.config.limit_isa("avx2"):
+            seen.append(jq.config.max_isa)
+            leave_a.set()
+            a_left.wait(60)
+            seen.append(jq.config.max_isa)
+
+    a_left = threading.Event()
+    thread = threading.Thread(target=b)
+    thread.start()
+    with jq.config.limit_isa("portable"):
+        enter_b.set()
+        assert leave_a.wait(60)
+    seen.append(jq.config.max_isa)
+    a_left.set()
+    thread.join()
+    assert seen[0] == "portable" and set(seen[1:]) == {min(before, "avx2", key=isa_rank)}
+    assert jq.config.max_isa == before
+
+
+def isa_rank(name):
+    return jq.config.isa_names.index(name)
 
 
 def test_config_refuses_unknown_names():

@@ -102,14 +102,35 @@ def test_ties_go_to_even_and_ends_saturate(each_isa, assert_same):
     assert list(jq.quantize(x[1, :3], "int8", scale=1.0, zero_point=5).qvalue) == [127, -128, 5]
 
 
-@pytest.mark.parametrize("scale", [3e38, 1e-30, 2.0**-126, 1e-37])
+@pytest.mark.parametrize("scale", [2.0**126, 8e37, 1e-30, 1e-37, 2.0**-126])
 def test_extreme_scales(scale, rng, each_isa, assert_same):
+    """The ends of the accepted range; beyond them scale or 1 / scale is subnormal."""
     x = np.clip(rng.standard_normal((3, 40)) * 50 * scale, -3e38, 3e38).astype(np.float32)
-    if scale > 1e37:  # 1 / scale would be subnormal, which CPUs under XLA flush to zero
-        scale = 8e37
+    x[np.abs(x) < 2.0**-126] = 0  # XLA flushes subnormal values too
     want = oracle.quantize_static(x, scale, 3, "int8")
     for isa in each_isa():
         assert_same(jq.quantize(x, "int8", scale=scale, zero_point=3).qvalue, want, isa)
+        every = np.full((1, 40), scale)
+        assert_same(jq.quantize(x, "int8", scale=every, zero_point=3).qvalue, want, isa)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int8", "uint8", "uint32"])
+@pytest.mark.parametrize("qtype", ["int8", "uint8"])
+@pytest.mark.parametrize("shape", [(), (1, 3)])
+def test_traced_zero_points_are_clamped(shape, qtype, dtype, each_isa):
+    """What is stored is what was used."""
+    x = np.asarray([[0, 1, 10]], np.float32)
+    low, high = oracle.RANGE[qtype]
+    quantize = jax.jit(lambda z: jq.quantize(x, qtype, scale=np.ones(shape), zero_point=z))
+    given = np.asarray([-(2**31), -300, -50, 7, 200, 300, 2**31 - 1, 2**32 - 1])
+    limits = np.iinfo(dtype)
+    for z in given[(given >= limits.min) & (given <= limits.max)]:
+        used = np.clip(z, low, high)
+        for isa in each_isa():
+            q = quantize(jnp.full(shape, z, dtype))
+            assert np.all(q.zero_point == used) and q.zero_point.shape == shape, (isa, z)
+            want = oracle.quantize_static(x, 1.0, used, qtype)
+            assert np.array_equal(q.qvalue, want), (isa, z)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -265,3 +265,57 @@ def test_one_compilation_for_weights_of_one_shape(rng):
     for _ in range(3):
         f(x, jq.pack_weight(floats(rng, K, N)))
     assert len(traces) == 1
+
+
+def gradients(w):
+    """Operation and function of a float x, for each path through the library."""
+
+    def quantized(settings):
+        return lambda x: jq.quantize(x, **settings).scale.sum()
+
+    def static(scale, x):
+        q = jq.quantize(x, "int8", scale=scale)
+        return q.scale.sum() + q.dequantize().sum()
+
+    xq = jq.quantize(jnp.ones((6, K)), "uint8")
+    forms = [
+        {"qtype": "int8", "channelwise_axes": [0]},  # the primitive
+        {"qtype": "uint8", "channelwise_axes": [0]},
+        {"qtype": "int8"},  # plain JAX
+        {"qtype": "uint8", "channelwise_axes": [1]},
+        {"qtype": "int8", "scale": 0.1},
+        {"qtype": "int8", "scale": np.full((6, 1), 0.1)},
+    ]
+    return [
+        ("dot", lambda x: jq.dot(x, w).sum()),
+        ("dot", lambda x: jq.dot(xq, w, bias=x[0, :N]).sum()),
+        ("quantized_linear", lambda x: jq.quantized_linear(xq, w, out_scale=x[0, 0]).scale),
+        *[("quantize", quantized(form)) for form in forms],
+        ("quantize", lambda x: static(x[0, 0], jnp.ones((6, K)))),
+        ("quantize", lambda x: static(x[:, :1], jnp.ones((6, K)))),
+    ]
+
+
+@pytest.mark.parametrize("case", range(11))
+def test_gradients_are_refused_unless_stopped(case, w):
+    operation, f = gradients(w)[case]
+    x = jnp.full((6, K), 0.5)
+    message = f"jax_qgemm.{operation}: not differentiable yet .* use jax.lax.stop_gradient"
+    for g in (f, jax.jit(f), jax.checkpoint(f), lambda x: jax.vmap(f)(x[None])[0]):
+        for transformed in (jax.grad(g), lambda x, g=g: jax.jvp(g, (x,), (x,))):
+            with pytest.raises(NotImplementedError, match=message):
+                transformed(x)
+
+        def stopped(x, g=g):
+            return g(jax.lax.stop_gradient(x)) + (x**2).sum()
+
+        assert equal(jax.grad(stopped)(x), 2 * x)
+        assert equal(jax.jit(jax.grad(stopped))(x), 2 * x)
+        assert equal(jax.jvp(stopped, (x,), (x,))[0], stopped(x))
+
+
+def test_gradients_beside_a_product(w):
+    """Differentiated in what does not pass through it."""
+    x = jnp.full((6, K), 0.5)
+    y = jq.dot(x, w)
+    assert equal(jax.grad(lambda s: (s * jq.dot(x, w)).sum())(2.0), y.sum())

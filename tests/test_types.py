@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import io
 import pickle
+import re
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +116,55 @@ def test_newer_format_is_refused_where_it_is_used():
     for use in uses:
         with pytest.raises(ValueError, match=r"format version 9.* version 1"):
             use()
+
+
+@pytest.mark.parametrize("version", [0, -1, None, "1", 1.0, True])
+def test_format_versions_that_are_none(version):
+    w = dataclasses.replace(samples()["packed int8"], format_version=version)
+    for use in (w.dequantize, lambda: jq.unpack(w)):
+        with pytest.raises(ValueError, match=r"format version must be an integer from 1 to 1, got"):
+            use()
+
+
+ALTERED = [
+    # metadata or parts, the message
+    ({"metadata": np.zeros(0, int)}, "metadata must be 5 integers, got int64[0]"),
+    ({"metadata": np.asarray([1, 0])}, "metadata must be 5 integers, got int64[2]"),
+    ({"metadata": np.asarray(1)}, "metadata must be 5 integers, got int64[]"),
+    ({"metadata": np.ones(5)}, "metadata must be 5 integers, got float64[5]"),
+    ({"metadata": np.asarray([1, 9, 20, 30, 1])}, "unknown qtype 9 in metadata, known: 0 (int8), "),
+    ({"metadata": np.asarray([1, -1, 20, 30, 1])}, "unknown qtype -1 in metadata"),
+    ({"metadata": np.asarray([0, 0, 20, 30, 1])}, "must be an integer from 1 to 1, got 0"),
+    ({"metadata": np.asarray([-3, 0, 20, 30, 1])}, "must be an integer from 1 to 1, got -3"),
+    ({"metadata": np.asarray([1, 0, -20, 30, 1])}, "metadata must hold sizes K, N >= 0, got -20"),
+    ({"metadata": np.asarray([1, 1, 20, 30, 1])}, "no zero_point in the data"),
+    ({"data": np.int8(0)}, "data has no bytes, expected 640 for a packed 20×30 weight"),
+    ({"data": np.zeros(640, np.float32)}, "data must be int8, got float32[640]"),
+    ({"scale": np.zeros(30)}, "scale must be float32, got float64[30]"),
+    ({"scale": np.zeros(29, np.float32)}, "scale has shape (29,), expected (30,)"),
+    ({"column_sums": np.zeros(30, np.int32)}, "column_sums has shape (30,), expected (1, 30)"),
+]
+
+
+@pytest.mark.parametrize("parts,message", ALTERED)
+def test_altered_packed_arrays_are_refused(parts, message):
+    arrays = samples()["packed int8"].to_arrays() | parts
+    with pytest.raises(ValueError, match=re.escape("PackedWeight.from_arrays: ")) as caught:
+        jq.PackedWeight.from_arrays(arrays)
+    assert message in str(caught.value)
+
+
+def test_altered_quantized_arrays_are_refused():
+    arrays = samples()["int8"].to_arrays()
+    for parts, message in (
+        ({"metadata": np.asarray([1])}, "metadata must be 2 integers, got int64[1]"),
+        ({"metadata": np.asarray([1, 9])}, "unknown qtype 9 in metadata"),
+        ({"metadata": np.asarray([1, 1])}, "qvalue must be uint8, got int8[20,30]"),
+        ({"qvalue": np.zeros((20, 30))}, "qvalue must be int8, got float64[20,30]"),
+        ({"zero_point": np.float32(1)}, "zero_point must be int32, got float32[]"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"QuantizedArray.from_arrays: {message}")):
+            jq.QuantizedArray.from_arrays(arrays | parts)
 
 
 def test_incomplete_arrays_are_refused():

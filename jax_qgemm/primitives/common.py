@@ -5,12 +5,12 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
-from jax.interpreters import batching, mlir
+from jax.interpreters import ad, batching, mlir
 
 from jax_qgemm import native
 
 
-def define(target: str, *, abstract_eval, reference, attributes, batch) -> Primitive:
+def define(target: str, *, abstract_eval, reference, attributes, batch, operation) -> Primitive:
     """A primitive with several results, lowered to the FFI `target` where it is registered.
 
     Args:
@@ -20,6 +20,7 @@ def define(target: str, *, abstract_eval, reference, attributes, batch) -> Primi
         else.
       attributes: parameters → attributes of the custom call.
       batch: (operands, dims, **params) → (results, dims).
+      operation: parameters → name of the public function, for messages.
     """
     name = target.removesuffix(".v1").replace(".", "_")
     primitive = Primitive(name)
@@ -35,7 +36,18 @@ def define(target: str, *, abstract_eval, reference, attributes, batch) -> Primi
             platform="cpu",
         )
     batching.primitive_batchers[primitive] = batch
+    ad.primitive_jvps[primitive] = lambda primals, tangents, **params: refuse_gradient(
+        operation(**params)
+    )
     return primitive
+
+
+def refuse_gradient(operation: str):
+    """The JVP rule of everything that rounds. JAX calls it only where a tangent is not zero."""
+    raise NotImplementedError(
+        f"jax_qgemm.{operation}: not differentiable yet (inference only); use "
+        "jax.lax.stop_gradient on its arguments, or the float layer, where gradients flow"
+    )
 
 
 def _eager(primitive: Primitive):

@@ -6,6 +6,7 @@ import numpy as np
 
 from jax_qgemm import reference
 from jax_qgemm.compat import ShapedArray
+from jax_qgemm.errors import describe
 from jax_qgemm.primitives import common
 from jax_qgemm.types import GemmSpec
 
@@ -34,7 +35,10 @@ def operand_names(spec: GemmSpec) -> tuple[str, ...]:
 
 def _abstract_eval(*avals, spec: GemmSpec):
     operands = dict(zip(operand_names(spec), avals, strict=True))
-    (m, k), (n,) = operands["x"].shape, operands["w_scale"].shape
+    m, k = operands["x"].shape
+    if operands["w_scale"].ndim != 1:
+        _refuse("w_scale", operands["w_scale"], "float32[N]")
+    (n,) = operands["w_scale"].shape
     rows = {"none": None, "tensor": (), "row": (m,)}
     blocks = len(reference.blocks(k, spec.w_zero_point))
     expected = {
@@ -52,11 +56,16 @@ def _abstract_eval(*avals, spec: GemmSpec):
         shape, dtype = expected[name]
         found = operands[name]
         if found.shape != shape or found.dtype != dtype:
-            raise ValueError(
-                f"gemm: {name} is {found.dtype}{list(found.shape)}, expected {dtype}{list(shape)} "
-                f"for x {operands['x'].dtype}{[m, k]} and N={n}; was the packed weight altered?"
-            )
+            dims = ",".join(map(str, shape))
+            what = f"{dtype}[{dims}] for x {describe(operands['x'])} and N={n}"
+            _refuse(name, found, what)
     return [ShapedArray((m, n), np.dtype(spec.out_dtype))]
+
+
+def _refuse(name: str, found, expected: str):
+    of_weight = name in ("data", "w_scale", "column_sums", "w_zero_point")
+    hint = "; was the packed weight altered?" if of_weight else ""
+    raise ValueError(f"gemm: {name} is {describe(found)}, expected {expected}{hint}")
 
 
 def _reference(*operands, spec: GemmSpec):
@@ -72,6 +81,10 @@ def _attributes(spec: GemmSpec):
         "has_bias": spec.bias,
         "activation": spec.activation,
     }
+
+
+def _operation(spec: GemmSpec) -> str:
+    return "quantized_linear" if spec.out_dtype in reference.QRANGE else "dot"
 
 
 def _batch(operands, dims, *, spec: GemmSpec):
@@ -96,4 +109,5 @@ gemm_p = common.define(
     reference=_reference,
     attributes=_attributes,
     batch=_batch,
+    operation=_operation,
 )

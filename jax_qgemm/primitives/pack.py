@@ -39,4 +39,5 @@ pack_p = common.define(
     reference=_reference,
     attributes=lambda has_zero_point: {"has_zero_point": has_zero_point},
     batch=_batch,
+    operation=lambda has_zero_point: "pack",
 )

@@ -55,4 +55,5 @@ quantize_p = common.define(
     reference=_reference,
     attributes=lambda mode, qtype: {"mode": mode},
     batch=_batch,
+    operation=lambda mode, qtype: "quantize",
 )
