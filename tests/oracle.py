@@ -32,7 +32,7 @@ def quantize(x, qtype, axes=(), symmetric=True):
     x = np.asarray(x).astype(F32)
     shared = tuple(a for a in range(x.ndim) if a not in axes)
     keep = {"axis": shared, "keepdims": True, "initial": 0}
-    qmin, qmax = RANGE[qtype]
+    qmin = RANGE[qtype][0]
     with np.errstate(all="ignore"):
         if symmetric:
             amax = np.max(np.abs(x), **keep).astype(F32)
