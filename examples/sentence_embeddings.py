@@ -100,11 +100,20 @@ def neighbour_list(sentences: Sequence[str], similarity: np.ndarray, count: int)
 
 
 def read_sentences(arguments: Sequence[str], file: str | None) -> list[str]:
-    """The sentences of the command line and of `file`, else the built-in ones."""
+    """The sentences of the command line and of `file`, else the built-in ones.
+
+    Raises OSError, or ValueError for a file that is not UTF-8 or holds no sentence.
+    """
     sentences = list(arguments)
     if file is not None:
-        lines = pathlib.Path(file).read_text(encoding="utf-8").splitlines()
-        sentences += [line.strip() for line in lines if line.strip()]
+        try:
+            lines = pathlib.Path(file).read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--file: {file} is not UTF-8 text: {error.reason}") from error
+        told = [line.strip() for line in lines if line.strip()]
+        if not told:
+            raise ValueError(f"--file: {file} holds no sentence, expected one a line")
+        sentences += told
     return sentences or list(SENTENCES)
 
 
@@ -112,6 +121,9 @@ def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # also where there is a GPU: CPUs are the subject
     try:
         sentences = read_sentences(argv[1:], _FILE.value)
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
+    try:
         tokenize, model = minilm.Tokenizer(), minilm.load_model()
     except (ModuleNotFoundError, OSError) as error:
         sys.exit(str(error))

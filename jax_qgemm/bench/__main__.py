@@ -12,6 +12,7 @@ bfloat16 and int8. Every result is compared with the float32 product before it i
 import argparse
 import importlib.util
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -63,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(argv)
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         sys.exit("--plot needs matplotlib: pip install jax-qgemm[bench]")
+    for option, path in (("--json", options.json), ("--plot", options.plot)):
+        if path and (fault := _unwritable(pathlib.Path(path))):
+            sys.exit(f"{option}: expected a file that can be written, got {path}: {fault}")
     jax.config.update("jax_platforms", "cpu")  # also where there is a GPU: CPUs are the subject
     with config.limit_isa(options.isa):
         try:
@@ -114,6 +118,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", metavar="PATH", help="write all numbers to this file")
     parser.add_argument("--plot", metavar="PATH", help="draw them (png, svg, pdf)")
     return parser
+
+
+def _unwritable(path: pathlib.Path) -> str:
+    """Why no file can be written at `path`, "" if one can: asked before minutes of measuring."""
+    if path.is_dir():
+        return "it is a folder"
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        return "no permission"
+    return ""
 
 
 def _shapes(text: str) -> tuple[Shape, ...]:

@@ -8,29 +8,35 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import core, serialization
 
+from jax_qgemm import errors
+from jax_qgemm.flax.promotion import promoted_dot
 from jax_qgemm.flax.report import LayerReport, QuantizationReport, tree_bytes
-from jax_qgemm.linear import dot
 from jax_qgemm.packing import pack_weight
 from jax_qgemm.types import PackedWeight
 
-FilterFn = Callable[[tuple[str, ...], jax.Array], bool]
+_Containers = Mapping | list | tuple
+FilterFn = Callable[[tuple[str | int, ...], jax.Array], bool]
 
 
 class QDense(nn.Module):
-    """`nn.Dense` with a quantized, packed kernel: inputs (…, in) → (…, features), in their dtype.
+    """`nn.Dense` with a quantized, packed kernel: inputs (…, in) → (…, features), with its dtypes.
 
     Parameters have the names of `nn.Dense`: "kernel" is a `PackedWeight` (in, features), "bias"
     float (features,). `quantize_params` makes them from a float checkpoint; a float kernel works
     too, but is then packed at every call, with one warning. Activations are quantized per row on
-    the fly (see `jax_qgemm.dot`).
+    the fly (see `jax_qgemm.dot`). Nothing of it is differentiable yet: gradients with respect to
+    the inputs, the kernel or the bias raise.
 
     Attributes:
       features: N, the size of the result's last axis.
       use_bias: add a bias (default True).
-      dtype: inputs are cast to it first; default: as they come, float32 or bfloat16.
-      param_dtype: dtype in which kernel and bias are initialised.
+      dtype: of the result; default: what the inputs and the parameters promote to. Any real inputs
+        are taken, and computed with in float32 or bfloat16.
+      param_dtype: dtype in which kernel and bias are initialised. A packed kernel does not know
+        the dtype it had: it promotes as the bias does, or as param_dtype where there is no bias.
       kernel_init, bias_init: initialisers, as of `nn.Dense`.
       qtype: format of the weight, as for `jax_qgemm.pack_weight`.
     """
@@ -46,31 +52,39 @@ class QDense(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, *, activation: str | None = None) -> jax.Array:
         """inputs @ kernel + bias, then `activation` (None or "relu"), fused."""
-        inputs = jnp.asarray(inputs, self.dtype)
-        kernel = self._kernel(inputs.shape[-1])
+        inputs = errors.as_array("QDense", "inputs", inputs)
+        kernel, param_dtype = self._kernel(inputs.shape[-1])
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-        return dot(inputs, kernel, bias=bias, activation=activation)
+            bias = jnp.asarray(bias)
+        if param_dtype is None:
+            param_dtype = self.param_dtype if bias is None else bias.dtype
+        return promoted_dot("QDense", inputs, kernel, bias, activation, self.dtype, param_dtype)
 
-    def _kernel(self, in_features: int) -> PackedWeight:
+    def _kernel(self, in_features: int) -> tuple[PackedWeight, np.dtype | None]:
+        """The kernel, packed, and its dtype where it was stored as floats."""
         float_args = (in_features, self.features), self.param_dtype
         if self.has_variable("params", "kernel"):
             stored = nn.meta.unbox(self.get_variable("params", "kernel"))
             if not isinstance(stored, PackedWeight):
                 _warn_packed_at_every_call()
-                return pack_weight(self.param("kernel", self.kernel_init, *float_args), self.qtype)
+                kernel = self.param("kernel", self.kernel_init, *float_args)
+                return pack_weight(kernel, self.qtype), kernel.dtype
             if stored.shape != float_args[0]:
                 raise ValueError(f"QDense: kernel is {stored}, expected shape {float_args[0]}")
 
         def init(key):
             return pack_weight(nn.meta.unbox(self.kernel_init(key, *float_args)), self.qtype)
 
-        return self.param("kernel", init)
+        return self.param("kernel", init), None
 
 
 def quantize_params(
-    params: Mapping[str, Any], filter_fn: FilterFn | None = None, *, qtype: str = "int8"
+    params: Mapping[str, Any] | list | tuple,
+    filter_fn: FilterFn | None = None,
+    *,
+    qtype: str = "int8",
 ) -> tuple[Any, QuantizationReport]:
     """The parameters of a model with `nn.Dense` → those of the same model with `QDense`.
 
@@ -79,33 +93,49 @@ def quantize_params(
     those of layers that stayed `nn.Dense` out with `filter_fn`.
 
     Args:
-      params: nested dicts of arrays, such as `variables["params"]` or the variables themselves.
-      filter_fn: `filter_fn(path, kernel)` with a path such as ("encoder", "Dense_0"); a kernel
-        for which it returns False stays float.
+      params: nested dicts, lists and tuples of arrays, such as `variables["params"]` or the
+        variables themselves.
+      filter_fn: `filter_fn(path, kernel)` with a path such as ("encoder", 0, "Dense_0"); a
+        kernel for which it returns False stays float.
       qtype: format of the weights, as for `jax_qgemm.pack_weight`.
 
     Returns:
       (new params, report); `print` the report for a table of what was done and why not.
+
+    Raises:
+      TypeError: `params` is no dict, list or tuple.
+      ValueError: unknown `qtype`, or a kernel that has only a shape (`jax.eval_shape`).
     """
-    if not isinstance(params, Mapping):
+    if not isinstance(params, _Containers):
         raise TypeError(
-            f"quantize_params: params: expected nested dicts, got {type(params).__name__}"
+            "quantize_params: params: expected nested dicts, lists or tuples, "
+            f"got {type(params).__name__}"
         )
+    qtype = errors.qtype_name("quantize_params", "qtype", qtype)
     layers: list[LayerReport] = []
 
-    def convert(node: Any, path: tuple[str, ...]) -> Any:
-        if not isinstance(node, Mapping):
+    def convert(node: Any, path: tuple[str | int, ...]) -> Any:
+        if not isinstance(node, _Containers):
             return node
+        if not isinstance(node, Mapping):
+            items = [convert(child, (*path, i)) for i, child in enumerate(node)]
+            return type(node)(*items) if hasattr(node, "_fields") else type(node)(items)
         new = {key: convert(child, (*path, key)) for key, child in node.items()}
-        if "kernel" in node and not isinstance(node["kernel"], Mapping | PackedWeight):
+        if "kernel" in node and not isinstance(node["kernel"], _Containers | PackedWeight):
             kernel = nn.meta.unbox(node["kernel"])
+            name = "/".join(map(str, path))
             reason = _why_not(node, kernel)
             if not reason and filter_fn is not None and not filter_fn(path, kernel):
                 reason = "filter_fn"
             if not reason:
+                if isinstance(kernel, jax.ShapeDtypeStruct):
+                    raise ValueError(
+                        f"quantize_params: params: the kernel of {name} has only a shape, no "
+                        "values: quantize after the weights are loaded"
+                    )
                 new["kernel"] = pack_weight(kernel, qtype)
             sizes = tree_bytes(node), tree_bytes(new)
-            layers.append(LayerReport("/".join(path), "kernel", kernel.shape, reason, *sizes))
+            layers.append(LayerReport(name, "kernel", getattr(kernel, "shape", ()), reason, *sizes))
         return core.freeze(new) if isinstance(node, core.FrozenDict) else new
 
     result = convert(params, ())
@@ -116,6 +146,8 @@ def _why_not(group: Mapping[str, Any], kernel: jax.Array) -> str:
     """Why the parameters of one layer have no `QDense` form; "" if they have one."""
     if others := sorted(group.keys() - {"kernel", "bias"}):
         return f"not a Dense layer: it also has {', '.join(others)}"
+    if not hasattr(kernel, "dtype"):
+        return f"its kernel is {errors.describe(kernel)}, not an array"
     if kernel.ndim != 2:
         return f"its kernel has {kernel.ndim} axes, not 2"
     if kernel.dtype not in (jnp.float32, jnp.bfloat16):
@@ -136,19 +168,22 @@ def _to_state_dict(weight: PackedWeight) -> dict[str, Any]:
     arrays = {name: getattr(weight, name) for name in ("data", "scale", "column_sums")}
     if weight.zero_point is not None:
         arrays["zero_point"] = weight.zero_point
-    return arrays
+    # An array, so that a flattened state dict holds nothing else.
+    return arrays | {"format_version": np.asarray(weight.format_version, np.int32)}
 
 
 def _from_state_dict(weight: PackedWeight, state: dict[str, Any]) -> PackedWeight:
-    zero_point = state.get("zero_point")
+    version = int(state.get("format_version", 1))
+    errors.check_format_version("from_state_dict", version)
     return PackedWeight(
         data=state["data"],
         scale=state["scale"],
-        zero_point=zero_point,
+        zero_point=state.get("zero_point"),
         column_sums=state["column_sums"],
         matrix_shape=weight.matrix_shape,
         qtype=weight.qtype,
         channelwise=weight.channelwise,
+        format_version=version,
     )
 
 

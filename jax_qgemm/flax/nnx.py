@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jax_qgemm import errors
+from jax_qgemm.flax.promotion import promoted_dot
 from jax_qgemm.flax.report import LayerReport, QuantizationReport, tree_bytes
-from jax_qgemm.linear import dot
 from jax_qgemm.packing import pack_weight
 from jax_qgemm.types import PackedWeight
 
@@ -23,27 +24,37 @@ _HOOKS = {
     for name in ("dot_general", "promote_dtype", "preferred_element_type")
 }
 _UNSUPPORTED = (nnx.LinearGeneral, nnx.Einsum, nnx.Conv, nnx.ConvTranspose, nnx.Embed)
+_LAYERS = (nnx.Linear, *_UNSUPPORTED)
+_NO_VALUES = "has only shapes, no values (nnx.eval_shape): quantize after the weights are loaded"
 _PROGRESS_BYTES = 1 << 30  # a smaller model is packed before a progress bar could be read
 
 
 class QuantizedParam(nnx.Variable):
-    """A part of a quantized weight. Not an `nnx.Param`: gradients and optimizers pass it by."""
+    """A part of a quantized weight. Not an `nnx.Param`: filters for parameters pass it by."""
 
 
 class QLinear(nnx.Module):
-    """`nnx.Linear` with quantized, packed weights: x (…, in) → (…, out), in x's dtype.
+    """`nnx.Linear` with quantized, packed weights: x (…, in) → (…, out), with its dtypes.
 
     Activations are quantized per row on the fly (see `jax_qgemm.dot`). The weight lives in
     `QuantizedParam`s of plain arrays, the bias in an `nnx.Param`, so `nnx.split`, `nnx.state`
     and orbax treat the layer like any other.
+
+    Nothing of it is differentiable yet: x, weight and bias are for inference, and gradients with
+    respect to any of them raise. The bias is an `nnx.Param`, so `nnx.grad` with its default filter
+    takes it and raises too. What comes after all quantized layers can be trained by a filter:
+
+        wrt = nnx.All(nnx.Param, nnx.PathContains("head"))
+        nnx.grad(loss, argnums=nnx.DiffState(0, wrt))(model, ...)  # and nnx.Optimizer(…, wrt=wrt)
 
     Args:
       in_features: K, the size of x's last axis.
       out_features: N, the size of the result's last axis.
       use_bias: add a bias (default True).
       qtype: format of the weight, as for `jax_qgemm.pack_weight`.
-      dtype: x is cast to it first; default: x as it comes, float32 or bfloat16.
-      param_dtype: dtype in which kernel and bias are initialised.
+      dtype: of the result; default: what x, param_dtype and the bias promote to. Any real x is
+        taken, and computed with in float32 or bfloat16.
+      param_dtype: dtype in which kernel and bias are initialised, float32 or bfloat16.
       kernel_init, bias_init: initialisers, as of `nnx.Linear`.
       rngs: rng keys, of which "params" is used.
     """
@@ -66,6 +77,10 @@ class QLinear(nnx.Module):
         self.data = QuantizedParam(packed.data)
         self.scale = QuantizedParam(packed.scale)
         self.column_sums = QuantizedParam(packed.column_sums)
+        # As long as its number says: shapes, unlike values, are known while tracing, so that data
+        # of a newer release is refused under jit too.
+        version = packed.format_version
+        self.format_version = QuantizedParam(jnp.full((version,), version, jnp.uint8))
         self.zero_point = nnx.data(
             None if packed.zero_point is None else QuantizedParam(packed.zero_point)
         )
@@ -78,18 +93,22 @@ class QLinear(nnx.Module):
         self.qtype = packed.qtype
         self.channelwise = packed.channelwise
         self.dtype = dtype
+        self.param_dtype = param_dtype
 
     @classmethod
     def from_linear(cls, linear: nnx.Linear, qtype: str = "int8") -> "QLinear":
         """The quantized form of a float layer. They share the bias, and `linear` stays as it is.
 
         Raises `TypeError` for what is not exactly an `nnx.Linear` and `ValueError` for one that
-        computes what `QLinear` cannot (stacked kernels, float16, custom `dot_general`, …).
+        computes what `QLinear` cannot (stacked kernels, float16, custom `dot_general`, …) or that
+        has only shapes, no values yet.
         """
         if not isinstance(linear, nnx.Linear):
             raise TypeError(f"from_linear: expected an nnx.Linear, got {type(linear).__name__}")
         if reason := _why_not(linear):
             raise ValueError(f"from_linear: cannot quantize this layer: {reason}")
+        if _is_abstract(linear):
+            raise ValueError(f"from_linear: linear {_NO_VALUES}")
         in_features, out_features = linear.kernel.shape
         layer = cls(
             in_features,
@@ -97,6 +116,7 @@ class QLinear(nnx.Module):
             use_bias=False,
             qtype=qtype,
             dtype=linear.dtype,
+            param_dtype=linear.kernel.dtype,  # not linear.param_dtype: it may have been cast since
             kernel_init=lambda *_: linear.kernel[...],
             rngs=nnx.Rngs(0),
         )
@@ -114,13 +134,22 @@ class QLinear(nnx.Module):
             matrix_shape=(self.in_features, self.out_features),
             qtype=self.qtype,
             channelwise=self.channelwise,
+            format_version=self.format_version.shape[-1],
         )
 
-    def __call__(self, x: jax.Array, *, activation: str | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.typing.ArrayLike, out_sharding: None = None, *, activation: str | None = None
+    ) -> jax.Array:
         """x @ weight + bias, then `activation` (None or "relu"), fused: (…, in) → (…, out)."""
-        x = jnp.asarray(x, self.dtype)
+        if out_sharding is not None:
+            raise NotImplementedError(
+                f"QLinear: out_sharding must be None, got {out_sharding}: a quantized layer cannot "
+                "choose the sharding of its result yet"
+            )
         bias = None if self.bias is None else self.bias[...]
-        return dot(x, self.weight, bias=bias, activation=activation)
+        return promoted_dot(
+            "QLinear", x, self.weight, bias, activation, self.dtype, self.param_dtype
+        )
 
 
 def quantize_(
@@ -143,6 +172,8 @@ def quantize_(
     Raises:
       TypeError: `model` is not an nnx module, or is itself a linear layer, which cannot be
         replaced in place.
+      ValueError: unknown `config`, or `model` has only shapes (`nnx.eval_shape`), no values yet.
+      Whatever is raised, by `filter_fn` too, `model` is then as it was.
     """
     if not isinstance(model, nnx.Module):
         raise TypeError(f"quantize_: model: expected an nnx.Module, got {type(model).__name__}")
@@ -151,28 +182,59 @@ def quantize_(
             "quantize_: model is itself an nnx.Linear, which cannot be replaced in place: "
             "use QLinear.from_linear(model)"
         )
+    config = errors.qtype_name("quantize_", "config", config)
     before = tree_bytes(nnx.state(model))
-    replacement = _Replacement(config, filter_fn, _progress(model, before))
-    replacement.visit(model, (), "")
-    replacement.add_unreached(model)
-    after = tree_bytes(nnx.state(model))
-    return QuantizationReport(config, tuple(replacement.layers), before, after)
+    decisions = _decide(model, filter_fn)
+    advance = _progress(before, len(decisions))
+    replacements: dict[int, nnx.Module] = {}
+    layers = []
+    for layer, path, reason in decisions:
+        new = layer if reason else QLinear.from_linear(layer, config)
+        replacements[id(layer)] = new
+        layers.append(_layer_report(layer, new, path, reason))
+        advance()
+    _Walk(lambda layer, path, owner: replacements[id(layer)]).visit(model)
+    return QuantizationReport(config, tuple(layers), before, tree_bytes(nnx.state(model)))
 
 
-class _Replacement:
-    """One walk over a model: what became of each object met, and the report so far."""
+def _decide(
+    model: nnx.Module, filter_fn: FilterFn | None
+) -> list[tuple[nnx.Module, tuple[str | int, ...], str]]:
+    """(layer, path, why it is skipped or "") of each linear layer, once; changes nothing."""
+    found: dict[int, tuple[nnx.Module, tuple[str | int, ...], str]] = {}
 
-    def __init__(self, qtype: str, filter_fn: FilterFn | None, advance: Callable[[], None]):
-        self.qtype = qtype
-        self.filter_fn = filter_fn
-        self.advance = advance
-        self.layers: list[LayerReport] = []
-        self.seen: dict[int, tuple[Any, Any]] = {}  # id → (old, new): old is kept, or ids recur
+    def note(layer: nnx.Module, path: tuple[str | int, ...], owner: str) -> nnx.Module:
+        if id(layer) not in found:
+            reason = owner or _why_not(layer)
+            if not reason and filter_fn is not None and not filter_fn(path, layer):
+                reason = "filter_fn"
+            if not reason and _is_abstract(layer):
+                raise ValueError(f"quantize_: model: layer {'/'.join(map(str, path))} {_NO_VALUES}")
+            found[id(layer)] = layer, path, reason
+        return layer
 
-    def visit(self, node: Any, path: tuple[str | int, ...], owner: str) -> Any:
-        """What belongs in the place of `node`; `owner` says why nothing below may be replaced."""
-        if isinstance(node, (nnx.Linear, *_UNSUPPORTED)):
-            return self.visit_layer(node, path, owner)
+    _Walk(note).visit(model)
+    # Layers in containers of other types, which nnx sees and the walk does not.
+    for path, node in nnx.iter_graph(model):
+        if isinstance(node, _LAYERS):
+            note(node, path, "held by a container that cannot be changed in place")
+    return list(found.values())
+
+
+class _Walk:
+    """One walk over a model that puts `swap(layer, path, owner)` in the place of each layer.
+
+    `owner` says why nothing at that place may be replaced, or is "".
+    """
+
+    def __init__(self, swap: Callable[[nnx.Module, tuple[str | int, ...], str], nnx.Module]):
+        self.swap = swap
+        self.seen: dict[int, Any] = {}  # the objects are kept, or ids recur
+
+    def visit(self, node: Any, path: tuple[str | int, ...] = (), owner: str = "") -> Any:
+        """What belongs in the place of `node`."""
+        if isinstance(node, _LAYERS):
+            return self.swap(node, path, owner)
         if isinstance(node, tuple):
             items = [self.visit(child, (*path, i), owner) for i, child in enumerate(node)]
             if all(new is old for new, old in zip(items, node, strict=True)):
@@ -180,7 +242,7 @@ class _Replacement:
             return type(node)(*items) if hasattr(node, "_fields") else type(node)(items)
         if not isinstance(node, nnx.Pytree | list | dict) or id(node) in self.seen:
             return node
-        self.seen[id(node)] = node, node
+        self.seen[id(node)] = node
         if isinstance(node, nnx.WeightNorm | nnx.SpectralNorm):
             owner = f"{type(node).__name__} rewrites its kernel at every call"
         for key, child in _children(node):
@@ -192,25 +254,6 @@ class _Replacement:
             else:
                 node[key] = new
         return node
-
-    def visit_layer(self, layer: nnx.Module, path: tuple[str | int, ...], owner: str) -> nnx.Module:
-        if id(layer) in self.seen:
-            return self.seen[id(layer)][1]
-        reason = owner or _why_not(layer)
-        if not reason and self.filter_fn is not None and not self.filter_fn(path, layer):
-            reason = "filter_fn"
-        new = layer if reason else QLinear.from_linear(layer, self.qtype)
-        self.advance()
-        self.seen[id(layer)] = layer, new
-        self.layers.append(_layer_report(layer, new, path, reason))
-        return new
-
-    def add_unreached(self, model: nnx.Module) -> None:
-        """Reports layers in containers of other types, which nnx sees and `visit` does not."""
-        for path, node in nnx.iter_graph(model):
-            if isinstance(node, (nnx.Linear, *_UNSUPPORTED)) and id(node) not in self.seen:
-                reason = "held by a container that cannot be changed in place"
-                self.layers.append(_layer_report(node, node, path, reason))
 
 
 def _children(node: Any) -> list[tuple[str | int, Any]]:
@@ -243,6 +286,11 @@ def _why_not(layer: nnx.Module) -> str:
     return ""
 
 
+def _is_abstract(layer: nnx.Linear) -> bool:
+    """Whether `layer` is of `nnx.eval_shape`."""
+    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(nnx.state(layer)))
+
+
 def _layer_report(
     old: nnx.Module, new: nnx.Module, path: tuple[str | int, ...], reason: str
 ) -> LayerReport:
@@ -257,15 +305,14 @@ def _layer_report(
     )
 
 
-def _progress(model: nnx.Module, nbytes: int) -> Callable[[], None]:
-    """A function to call after each layer: moves a progress bar, for big models where rich is."""
+def _progress(nbytes: int, count: int) -> Callable[[], None]:
+    """A function to call after each of `count` layers: a progress bar, if big and rich is there."""
     try:
         from rich.progress import track
     except ModuleNotFoundError:
         nbytes = 0
     if nbytes < _PROGRESS_BYTES:
         return lambda: None
-    count = sum(isinstance(node, (nnx.Linear, *_UNSUPPORTED)) for _, node in nnx.iter_graph(model))
     bar = iter(track(range(count + 1), "Quantizing"))
     next(bar)
     return lambda: next(bar, None)

@@ -69,8 +69,9 @@ class QuantizationReport:
 
 
 def tree_bytes(tree) -> int:
-    """Bytes of all arrays (or abstract arrays) of a pytree."""
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    """Bytes of all arrays (or abstract arrays) of a pytree; other leaves count nothing."""
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
+    return sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays)
 
 
 def format_bytes(count: int) -> str:

@@ -135,6 +135,20 @@ def test_bad_options_are_refused(options, capsys):
     assert raised.value.code == 2 and options[0] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_output_that_cannot_be_written_is_refused_before_measuring(option, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    for path, fault in (
+        (tmp_path / "no" / "x", f"there is no folder {tmp_path / 'no'}"),
+        (tmp_path, "it is a folder"),
+    ):
+        with pytest.raises(SystemExit) as raised:
+            bench.main([option, str(path)])
+        message = raised.value.code
+        assert message == f"{option}: expected a file that can be written, got {path}: {fault}"
+
+
 def test_large_shapes_get_fewer_layers():
     assert [s.layers(8) for s in SETS["default"]] == [8] * 8
     assert Shape(4096, 4096, 4096).layers(8) == 2

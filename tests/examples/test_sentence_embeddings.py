@@ -166,6 +166,24 @@ def test_command_line(tmp_path):
     assert re.search(r"1  A puppy is running outside\.\n +0\.\d\d  A dog runs in the park\.", out)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"), [(b" \n\n", "holds no sentence"), (b"caf\xe9\n", "is not UTF-8 text")]
+)
+def test_unusable_file(tmp_path, content, message):
+    path = tmp_path / "lines.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"--file: .*lines.txt {message}"):
+        example.read_sentences(["A sentence."], str(path))
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "sentence_embeddings.py"), "--file", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+
+
 def test_ten_line_example():
     out = run(script="dot_in_jit.py")
     assert "relative error 1." in out

@@ -1,6 +1,7 @@
 """QDense and quantize_params: agreement with dot, float checkpoints, serialization."""
 
 import warnings
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,8 @@ class Mlp(nn.Module):
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_call_is_dot(dtype, use_bias):
     x = normal(2, 3, 40, dtype=dtype)
-    layer = QDense(24, use_bias=use_bias, bias_init=nn.initializers.normal())
+    init = nn.initializers.normal()
+    layer = QDense(24, use_bias=use_bias, bias_init=init, param_dtype=dtype)
     variables = layer.init(KEY, x)
     assert set(variables["params"]) == ({"kernel", "bias"} if use_bias else {"kernel"})
     y = jax.jit(lambda v, x: layer.apply(v, x, activation="relu"))(variables, x)
@@ -58,6 +60,30 @@ def test_init_is_the_quantized_dense_of_the_same_key():
     packed = QDense(24).init(KEY, x)["params"]["kernel"]
     assert isinstance(packed, jax_qgemm.PackedWeight) and packed.shape == (40, 24)
     np.testing.assert_allclose(packed.dequantize(), dense, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    "x_dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.int32, jnp.int8, jnp.bool_]
+)
+@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [None, jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_result_has_the_dtype_of_dense(x_dtype, param_dtype, dtype, use_bias):
+    options = dict(features=24, use_bias=use_bias, dtype=dtype, param_dtype=param_dtype)
+    x = (2 * normal(3, 40)).astype(x_dtype)
+    variables = nn.Dense(**options).init(KEY, x)
+    expected = nn.Dense(**options).apply(variables, x)
+    y = QDense(**options).apply(quantize_params(variables)[0], x)
+    assert y.dtype == expected.dtype
+    assert relative_error(y, expected) < 0.03
+
+
+def test_parameters_that_were_cast_after_creation():
+    x = normal(3, 16, dtype=jnp.bfloat16)
+    variables = nn.Dense(8).init(KEY, x)
+    variables = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), variables)
+    expected = nn.Dense(8).apply(variables, x).dtype
+    assert QDense(8).apply(quantize_params(variables)[0], x).dtype == expected == jnp.bfloat16
 
 
 def test_dtype_casts_the_input():
@@ -89,6 +115,8 @@ def test_quantize_params_says_what_it_skips():
         "odd": {"kernel": jnp.ones((4, 8)), "recurrent": jnp.ones((8, 8))},
         "head": {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)},
         "body": {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)},
+        "none": {"kernel": None},
+        "number": {"kernel": 3},
         "norm": {"scale": jnp.ones(8)},
     }
     new, report = quantize_params(params, lambda path, kernel: path != ("head",))
@@ -96,16 +124,46 @@ def test_quantize_params_says_what_it_skips():
         "conv": "its kernel has 4 axes, not 2",
         "half": "its kernel is float16: float32 and bfloat16 are supported",
         "odd": "not a Dense layer: it also has recurrent",
+        "none": "its kernel is None, not an array",
+        "number": "its kernel is int, not an array",
         "head": "filter_fn",
         "body": "",
     }
     assert new["head"]["kernel"] is params["head"]["kernel"]
     assert isinstance(params["body"]["kernel"], jax.Array)
-    with pytest.raises(TypeError, match="expected nested dicts, got list"):
-        quantize_params([1])
+    with pytest.raises(TypeError, match="expected nested dicts, lists or tuples, got int"):
+        quantize_params(1)
+    with pytest.raises(ValueError, match="quantize_params: qtype must be .* got 'int4'"):
+        quantize_params({}, qtype="int4")
     again, report = quantize_params(new, lambda path, kernel: path != ("head",))
     assert not report.quantized
     assert again["body"]["kernel"] is new["body"]["kernel"]
+
+
+class Pair(NamedTuple):
+    a: dict
+    b: dict
+
+
+def test_quantize_params_in_lists_and_tuples():
+    def layer():
+        return {"kernel": jnp.ones((4, 8))}
+
+    params = {"blocks": [layer(), (layer(), 3)], "pair": Pair(layer(), {})}
+    for tree, prefix in ((params, ""), ([params], "0/")):
+        new, report = quantize_params(tree)
+        paths = [entry.path for entry in report.quantized]
+        assert paths == [prefix + p for p in ("blocks/0", "blocks/1/0", "pair/0")]
+        new = new if tree is params else new[0]
+        assert isinstance(new["blocks"][1][0]["kernel"], jax_qgemm.PackedWeight)
+        assert isinstance(new["pair"], Pair) and new["blocks"][1][1] == 3
+    assert isinstance(params["blocks"][0]["kernel"], jax.Array)
+
+
+def test_parameters_without_values_are_refused():
+    variables = jax.eval_shape(Mlp().init, KEY, normal(4, 16))
+    with pytest.raises(ValueError, match="kernel of params/.* quantize after the weights are"):
+        quantize_params(variables)
 
 
 def test_float_kernel_works_with_one_warning():
@@ -162,3 +220,16 @@ def test_flax_serialization(qtype):
     variables, other = layer.init(KEY, x), layer.init(jax.random.key(7), x)
     loaded = serialization.from_bytes(other, serialization.to_bytes(variables))
     np.testing.assert_array_equal(layer.apply(loaded, x), layer.apply(variables, x))
+
+
+def test_serialized_data_of_a_newer_release_is_refused():
+    variables = QDense(8).init(KEY, normal(4, 16))
+    state = serialization.to_state_dict(variables)
+    kernel = state["params"]["kernel"]
+    assert all(hasattr(leaf, "dtype") for leaf in kernel.values())
+    kernel["format_version"] = 99
+    with pytest.raises(ValueError, match="format version 99"):
+        serialization.from_state_dict(variables, state)
+    del kernel["format_version"]  # as written before it was stored
+    loaded = serialization.from_state_dict(variables, state)["params"]["kernel"]
+    assert loaded.format_version == 1

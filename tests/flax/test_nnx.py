@@ -58,7 +58,8 @@ class Zoo(nnx.Module):
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize("leading", [(), (5,), (2, 3)])
 def test_call_is_dot(dtype, use_bias, leading):
-    linear = nnx.Linear(40, 24, use_bias=use_bias, bias_init=nnx.initializers.normal(), rngs=rngs())
+    options = dict(use_bias=use_bias, bias_init=nnx.initializers.normal(), param_dtype=dtype)
+    linear = nnx.Linear(40, 24, **options, rngs=rngs())
     layer = QLinear.from_linear(linear)
     x = normal(*leading, 40, dtype=dtype)
     bias = linear.bias[...] if use_bias else None
@@ -77,6 +78,96 @@ def test_created_layer_is_the_quantized_linear_of_the_same_seed(qtype):
     assert relative_error(layer(normal(3, 40)), linear(normal(3, 40))) < 0.03
 
 
+INPUTS = [jnp.float32, jnp.bfloat16, jnp.float16, jnp.int32, jnp.int8, jnp.bool_]
+
+
+@pytest.mark.parametrize("x_dtype", INPUTS)
+@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [None, jnp.float32, jnp.bfloat16])
+def test_result_has_the_dtype_of_linear(x_dtype, param_dtype, dtype):
+    linear = nnx.Linear(40, 24, dtype=dtype, param_dtype=param_dtype, rngs=rngs())
+    layer = QLinear.from_linear(linear)
+    x = (2 * normal(3, 40)).astype(x_dtype)
+    expected, y = linear(x), layer(x)
+    assert y.dtype == expected.dtype == jax.jit(layer)(x).dtype
+    assert layer.param_dtype == param_dtype
+    assert relative_error(y, expected) < 0.03
+    again = nnx.merge(*nnx.split(layer))
+    np.testing.assert_array_equal(again(x), y)
+
+
+def test_parameters_that_were_cast_after_creation():
+    linear = nnx.Linear(16, 8, use_bias=False, rngs=rngs())
+    linear.kernel = nnx.Param(linear.kernel[...].astype(jnp.bfloat16))
+    x = normal(2, 16, dtype=jnp.bfloat16)
+    assert QLinear.from_linear(linear)(x).dtype == linear(x).dtype == jnp.bfloat16
+
+
+def test_float16_and_float64_results_are_computed_in_float32():
+    layer, x = QLinear(16, 8, dtype=jnp.float16, rngs=rngs()), normal(2, 16)
+    assert layer(x).dtype == jnp.float16
+    layer = QLinear(16, 8, rngs=rngs())
+    with jax.enable_x64(True):
+        y = layer(np.asarray(x, np.float64))
+        assert y.dtype == jnp.float64
+    np.testing.assert_array_equal(np.asarray(y, np.float32), layer(x))
+
+
+def test_inputs_and_dtypes_that_are_refused():
+    layer = QLinear(16, 8, rngs=rngs())
+    with pytest.raises(TypeError, match=r"QLinear: .* got complex64 \(x: complex64\[2,16\]"):
+        layer(jnp.ones((2, 16), jnp.complex64))
+    with pytest.raises(TypeError, match="QLinear: the result .* got int32"):
+        QLinear(16, 8, dtype=jnp.int32, rngs=rngs())(jnp.ones((2, 16)))
+    with pytest.raises(NotImplementedError, match="QLinear: out_sharding must be None, got x"):
+        layer(jnp.ones((2, 16)), out_sharding="x")
+    assert layer(jnp.ones((2, 16)), None).shape == (2, 8)
+
+
+def test_data_of_a_newer_release_is_refused():
+    layer, x = QLinear(16, 8, rngs=rngs()), normal(2, 16)
+    graph, state = nnx.split(layer)
+    state["format_version"] = state["format_version"].replace(jnp.full((99,), 99, jnp.uint8))
+    with pytest.raises(ValueError, match="format version 99"):
+        nnx.merge(graph, state)(x)
+    with pytest.raises(ValueError, match="format version 99"):  # values are not known here
+        jax.jit(lambda state: nnx.merge(graph, state)(x))(state)
+    assert layer.weight.format_version == jax_qgemm.pack_weight(normal(4, 4)).format_version
+
+
+def test_the_format_version_is_in_a_checkpoint(tmp_path):
+    ocp = pytest.importorskip("orbax.checkpoint", reason="checkpoints need orbax")
+    newer, layer = QLinear(16, 8, rngs=rngs()), QLinear(16, 8, rngs=rngs())
+    newer.format_version = QuantizedParam(jnp.full((99,), 99, jnp.uint8))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "newer", nnx.state(newer))
+    with ocp.StandardCheckpointer() as checkpointer:
+        nnx.update(layer, checkpointer.restore(tmp_path / "newer", nnx.state(newer)))
+    with pytest.raises(ValueError, match="format version 99"):
+        layer(normal(2, 16))
+
+
+def test_layers_made_under_vmap():
+    stack = nnx.vmap(lambda rngs: QLinear(16, 8, rngs=rngs))(nnx.Rngs(0).split(3))
+    assert stack.weight.shape == (3, 16, 8) and stack.weight.format_version == 1
+    y = nnx.vmap(lambda layer, x: layer(x), in_axes=(0, None))(stack, normal(2, 16))
+    assert y.shape == (3, 2, 8)
+
+
+def test_what_follows_the_quantized_layers_can_be_trained():
+    model, x = nnx.Sequential(*(nnx.Linear(8, 8, rngs=rngs()) for _ in range(2))), normal(2, 8)
+    quantize_(model, filter_fn=lambda path, layer: path[-1] == 0)
+
+    def loss(model):
+        return jnp.sum(model(x))
+
+    with pytest.raises((NotImplementedError, TypeError, ValueError)):
+        nnx.grad(loss)(model)  # as the docstring says: the bias of the first layer is a Param
+    wrt = nnx.All(nnx.Param, nnx.PathContains(1))
+    grads = nnx.grad(loss, argnums=nnx.DiffState(0, wrt))(model)
+    assert [path[-1] for path in nnx.to_flat_state(grads).paths] == ["bias", "kernel"]
+
+
 def test_dtype_casts_the_input():
     layer = QLinear(8, 4, dtype=jnp.bfloat16, rngs=rngs())
     assert layer(normal(2, 8)).dtype == jnp.bfloat16
@@ -92,7 +183,12 @@ def test_from_linear_shares_the_bias_and_keeps_the_layer():
 def test_only_the_bias_is_trainable():
     layer = QLinear(8, 4, rngs=rngs())
     assert set(nnx.state(layer, nnx.Param)) == {"bias"}
-    assert set(nnx.state(layer, QuantizedParam)) == {"data", "scale", "column_sums"}
+    assert set(nnx.state(layer, QuantizedParam)) == {
+        "data",
+        "scale",
+        "column_sums",
+        "format_version",
+    }
 
 
 def test_split_merge_under_jit():
@@ -239,6 +335,38 @@ def test_layer_in_an_unknown_container_is_reported():
 @struct.dataclass
 class Frozen:
     layer: nnx.Linear
+
+
+def test_an_exception_leaves_the_model_as_it_was():
+    model = Zoo(rngs())
+    before = [id(node) for _, node in nnx.iter_graph(model)]
+
+    def fails(path, layer):
+        if path[0] == "tied":
+            return True
+        if path[0] == "sequence":
+            raise RuntimeError("no")
+        return True
+
+    with pytest.raises(RuntimeError, match="no"):
+        quantize_(model, filter_fn=fails)
+    assert [id(node) for _, node in nnx.iter_graph(model)] == before
+
+
+def test_a_model_without_values_is_refused():
+    model = nnx.eval_shape(lambda: Mlp(rngs()))
+    message = "down has only shapes, .*quantize after the weights are loaded"
+    with pytest.raises(ValueError, match=message):
+        quantize_(model, filter_fn=lambda path, layer: path == ("down",))
+    assert isinstance(model.down, nnx.Linear)
+    with pytest.raises(ValueError, match="from_linear: linear has only shapes"):
+        QLinear.from_linear(model.up)
+    assert not quantize_(model, filter_fn=lambda path, layer: False).quantized
+
+
+def test_a_bad_config_is_refused_even_with_nothing_to_do():
+    with pytest.raises(ValueError, match="quantize_: config must be 'int8' or 'uint8', got 'int4'"):
+        quantize_(nnx.LayerNorm(4, rngs=rngs()), "int4")
 
 
 def test_recurrent_cell():

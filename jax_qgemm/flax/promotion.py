@@ -1,0 +1,43 @@
+"""`dot` with the dtypes of Flax's own layers, so that a quantized layer can take their place."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jax_qgemm import errors
+from jax_qgemm.linear import dot
+from jax_qgemm.types import PackedWeight
+
+
+def promoted_dot(
+    layer: str,
+    x: jax.typing.ArrayLike,
+    weight: PackedWeight,
+    bias: jax.Array | None,
+    activation: str | None,
+    dtype: jax.typing.DTypeLike | None,
+    param_dtype: jax.typing.DTypeLike,
+) -> jax.Array:
+    """`dot` of any real x; the result is of `dtype`, else what x and the parameters promote to.
+
+    Inside, x is float32, or bfloat16 where that loses nothing or is what was asked for. Results
+    other than float32 and bfloat16 are computed in float32 and then cast.
+    """
+    x = errors.as_array(layer, "x", x)
+    if dtype is None:
+        others = () if bias is None else (bias.dtype,)
+        dtype = jnp.result_type(x, param_dtype, *others)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"{layer}: the result must have a real floating dtype, got {jnp.dtype(dtype).name} "
+            f"(x: {errors.describe(x)}, parameters: {jnp.dtype(param_dtype).name})"
+        )
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise TypeError(f"{layer}: x must be real, got {errors.describe(x)}")
+    computed = jnp.bfloat16 if dtype == jnp.bfloat16 else jnp.float32
+    x = x.astype(jnp.bfloat16 if x.dtype == jnp.bfloat16 else computed)
+    if bias is not None and bias.dtype != jnp.bfloat16:
+        bias = bias.astype(jnp.float32)
+    y = dot(x, weight, bias=bias, activation=activation, preferred_element_type=computed)
+    return y.astype(dtype)
