@@ -4,13 +4,12 @@
 
 namespace qgemm {
 
-void QuantizeRows(const QuantizeRowsOperands& operands, const KernelFamily& family,
+void QuantizeRows(const QuantizeRowsOperands& operands, const RowKernels& kernels,
                   std::int64_t begin, std::int64_t end) {
   const FloatEnvironment ieee;
-  const RowKernels kernels = family.rows(operands.x_type);
   const RowScheme scheme =
       operands.row_zeros == nullptr ? RowScheme::kSymmetric : RowScheme::kAsymmetric;
-  const std::int64_t x_size = operands.x_type == XType::kF32 ? 4 : 2;
+  const std::int64_t x_size = SizeOf(operands.x_type);
   const auto* x = static_cast<const std::uint8_t*>(operands.x);
   auto* q = static_cast<std::uint8_t*>(operands.q);
   for (std::int64_t row = begin; row < end; ++row) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "gemm/layout.h"
 #include "gemm/quantize.h"
 #include "runtime/cpu.h"
 #include "runtime/parallel.h"
@@ -21,7 +22,7 @@ struct QuantizeRowsOperands {
   QuantizeArgs static_args;  // for static quantization
 };
 
-void QuantizeRows(const QuantizeRowsOperands& operands, const KernelFamily& family,
+void QuantizeRows(const QuantizeRowsOperands& operands, const RowKernels& kernels,
                   std::int64_t begin, std::int64_t end);
 
 // Pool: see ParallelClaim.
@@ -29,14 +30,14 @@ template <class Pool>
 void QuantizeRows(const QuantizeRowsOperands& operands, Isa isa, Pool& pool, int threads) {
   // Fewer elements are done sooner than a thread is woken.
   constexpr std::int64_t kElementsPerItem = 128 << 10;
-  const KernelFamily& family = FamilyOf(isa);
+  const RowKernels kernels = FamilyOf(isa).rows(operands.x_type);
   const std::int64_t rows_per_item =
       std::max<std::int64_t>(1, kElementsPerItem / std::max<std::int64_t>(1, operands.k));
-  const std::int64_t items = (operands.rows + rows_per_item - 1) / rows_per_item;
+  const std::int64_t items = CeilDiv(operands.rows, rows_per_item);
   ParallelClaim(pool, items, threads, [&](Job& job, std::int64_t first) {
     for (std::int64_t item = first; item >= 0; item = job.Next()) {
       const std::int64_t begin = item * rows_per_item;
-      QuantizeRows(operands, family, begin, std::min(operands.rows, begin + rows_per_item));
+      QuantizeRows(operands, kernels, begin, std::min(operands.rows, begin + rows_per_item));
     }
   });
 }

@@ -30,7 +30,7 @@ void PreparedRows::Prepare(const Plan& plan, const GemmOperands& operands, std::
   const AFormat format = plan.family->a_format;
   const std::int64_t k = plan.key.shape.k;
   const std::int64_t size = SizeOf(format);
-  const std::int64_t x_size = x_type == XType::kF32 ? 4 : x_type == XType::kBf16 ? 2 : 1;
+  const std::int64_t x_size = SizeOf(x_type);
   const bool dynamic = IsFloat(x_type);
   const std::int32_t shift = ZeroShift(x_type);
 

@@ -12,6 +12,19 @@ namespace qgemm {
 // The dtype of x. Float x is quantized inside: asymmetric uint8, scale and zero point per row.
 enum class XType : std::uint8_t { kU8, kS8, kF32, kBf16 };
 
+constexpr std::int64_t SizeOf(XType x) {
+  switch (x) {
+    case XType::kF32:
+      return 4;
+    case XType::kBf16:
+      return 2;
+    case XType::kU8:
+    case XType::kS8:
+      break;
+  }
+  return 1;
+}
+
 constexpr bool IsFloat(XType x) { return x == XType::kF32 || x == XType::kBf16; }
 
 // The instruction multiplies unsigned by signed bytes: int8 x is shifted by +128, and so is its
