@@ -1,6 +1,7 @@
 // Register-only loops of the arithmetic of each family: the speed that no kernel can exceed.
 #include <xbyak/xbyak.h>
 
+#include "codegen/encoding.h"
 #include "codegen/families.h"
 
 namespace qgemm {
@@ -19,7 +20,7 @@ class PeakEmitter final : public Xbyak::CodeGenerator {
       if (isa == Isa::kAvx512Vnni) {
         vpdpbusd(Xbyak::Zmm(sum), Xbyak::Zmm(30), Xbyak::Zmm(31));
       } else if (isa == Isa::kAvxVnni) {
-        vpdpbusd(Xbyak::Ymm(sum), Xbyak::Ymm(13), Xbyak::Ymm(14), Xbyak::VexEncoding);
+        vpdpbusd(Xbyak::Ymm(sum), Xbyak::Ymm(13), Xbyak::Ymm(14), DotEncoding256());
       } else {
         vpmaddwd(Xbyak::Ymm(15), Xbyak::Ymm(13), Xbyak::Ymm(14));
         vpaddd(Xbyak::Ymm(sum), Xbyak::Ymm(sum), Xbyak::Ymm(15));

@@ -17,7 +17,7 @@ struct TileKeyHash {
                                std::uint64_t(key.part) << 20 | std::uint64_t(e.out) << 24 |
                                std::uint64_t(e.activation) << 28 | std::uint64_t(e.x_zero) << 32 |
                                std::uint64_t(e.x_scale) << 36 | std::uint64_t(e.w_zero) << 40 |
-                               std::uint64_t(e.bias) << 41;
+                               std::uint64_t(e.bias) << 41 | std::uint64_t(key.streams) << 42;
     return std::size_t(bits * 0x9e3779b97f4a7c15ULL);
   }
 };

@@ -1,5 +1,7 @@
 #include "codegen/tile_emitter.h"
 
+#include <algorithm>
+
 namespace qgemm {
 
 #define QGEMM_ARG(field) offsetof(TileArgs, field)
@@ -18,12 +20,50 @@ Xbyak::RegExp TileEmitter::Row(const Xbyak::Reg64& base, const Xbyak::Reg64& bas
 }
 
 void TileEmitter::Begin() {
-  push(rbx);
-  push(r12);
-  push(r13);
   LoadRowBases(QGEMM_ARG(a), QGEMM_ARG(a_stride));
   mov(reg_b, ptr[reg_args + QGEMM_ARG(b)]);
   mov(reg_quads, ptr[reg_args + QGEMM_ARG(quads)]);
+}
+
+// -x_zero[m] * column_sums[n] - w_zero[n] * row_sums[m], wrapping. Uses no register of the K loop's
+// but reg_quads.
+void TileEmitter::ZeroPointTerms(bool fresh) {
+  const Epilogue& e = key_.epilogue;
+  const Vec term = Temporary(0), zero = Temporary(1);
+  if (e.x_zero != Granularity::kNone) mov(reg_column_sums, ptr[reg_args + QGEMM_ARG(column_sums)]);
+  if (e.x_zero == Granularity::kRow) {
+    mov(reg_row_zeros, ptr[reg_args + QGEMM_ARG(row_negative_zeros)]);
+  }
+  if (e.x_zero == Granularity::kTensor) {
+    vpbroadcastd(zero, dword[reg_args + QGEMM_ARG(x_negative_zero)]);
+  }
+  for (int row = 0; row < rows(); ++row) {
+    if (e.x_zero == Granularity::kRow) vpbroadcastd(zero, dword[reg_row_zeros + row * 4]);
+    for (int vector = 0; vector < vectors_; ++vector) {
+      const Vec sum = Accumulator(row, vector);
+      const Address column_sums = ptr[reg_column_sums + vector * vector_bytes()];
+      if (e.x_zero == Granularity::kNone) {
+        if (fresh) Zero(sum);
+      } else if (!fresh) {
+        vpmulld(term, zero, column_sums);
+        vpaddd(sum, sum, term);
+      } else if (e.x_zero == Granularity::kTensor && row > 0) {
+        vmovaps(sum, Accumulator(0, vector));
+      } else {
+        vpmulld(sum, zero, column_sums);
+      }
+    }
+  }
+  if (!e.w_zero) return;
+  mov(reg_column_zeros, ptr[reg_args + QGEMM_ARG(column_zeros)]);
+  mov(reg_row_sums, ptr[reg_args + QGEMM_ARG(row_sums)]);
+  for (int row = 0; row < rows(); ++row) {
+    vpbroadcastd(zero, dword[reg_row_sums + row * 4]);
+    for (int vector = 0; vector < vectors_; ++vector) {
+      vpmulld(term, zero, ptr[reg_column_zeros + vector * vector_bytes()]);
+      vpsubd(Accumulator(row, vector), Accumulator(row, vector), term);
+    }
+  }
 }
 
 void TileEmitter::LoopOverQuads(int a_bytes) {
@@ -56,109 +96,100 @@ void TileEmitter::Advance(int quads, int a_bytes) {
 
 void TileEmitter::End() {
   LoadRowBases(QGEMM_ARG(out), QGEMM_ARG(out_stride));
-  LoadColumnPointers();
-  for (int vector = 0; vector < vectors_; ++vector) {
-    PrepareColumns(vector);
-    for (int row = 0; row < rows(); ++row) {
-      const Vec y = Accumulator(row, vector);
-      const RegExp partial = reg_partial + (row * kPartialStride + vector * vector_bytes());
-      CorrectZeroPoints(y, row, vector);
-      if (key_.epilogue.out != OutType::kS32) {
-        vcvtdq2ps(y, y);
-        if (adds_partial()) vaddps(y, y, ptr[partial]);
-        if (sums_only()) {
-          vmovups(ptr[partial], y);
-          continue;
-        }
-        Scale(y, row);
-        if (key_.epilogue.bias) vaddps(y, y, ptr[reg_bias + vector * vector_bytes()]);
-        if (key_.epilogue.activation == Activation::kRelu) {
-          // max(0, y) with y second: NaN and -0 stay, as in where(y < 0, 0, y).
-          Zero(Temporary(2));
-          vmaxps(y, Temporary(2), y);
-        }
-      }
-      Store(y, row, vector);
-    }
+  if (key_.epilogue.out != OutType::kS32) {
+    mov(reg_column_scales, ptr[reg_args + QGEMM_ARG(column_scales)]);
+    mov(reg_bias, ptr[reg_args + QGEMM_ARG(bias)]);
+    mov(reg_row_scales, ptr[reg_args + QGEMM_ARG(row_scales)]);
+    mov(reg_partial, ptr[reg_args + QGEMM_ARG(partial)]);
+    for (int vector = 0; vector < vectors_; ++vector) FinishColumns(vector);
   }
-  pop(r13);
-  pop(r12);
-  pop(rbx);
+  if (!sums_only()) {
+    for (int row = 0; row < rows(); ++row) StoreRow(row);
+  }
   Finish();
 }
 
-void TileEmitter::LoadColumnPointers() {
-  mov(reg_column_sums, ptr[reg_args + QGEMM_ARG(column_sums)]);
-  mov(reg_column_zeros, ptr[reg_args + QGEMM_ARG(column_zeros)]);
-  mov(reg_column_scales, ptr[reg_args + QGEMM_ARG(column_scales)]);
-  mov(reg_bias, ptr[reg_args + QGEMM_ARG(bias)]);
-  mov(reg_row_zeros, ptr[reg_args + QGEMM_ARG(row_zeros)]);
-  mov(reg_row_sums, ptr[reg_args + QGEMM_ARG(row_sums)]);
-  mov(reg_row_scales, ptr[reg_args + QGEMM_ARG(row_scales)]);
-  mov(reg_partial, ptr[reg_args + QGEMM_ARG(partial)]);
-}
-
-// Temporary 0: x_zero * column sums; temporary 1: the scale of the columns.
-void TileEmitter::PrepareColumns(int vector) {
+// From the sums of one vector of columns to the output as f32, or as int32 without its zero point.
+void TileEmitter::FinishColumns(int vector) {
+  const Epilogue& e = key_.epilogue;
   const int offset = vector * vector_bytes();
-  if (key_.epilogue.x_zero == Granularity::kTensor) {
-    vpbroadcastd(Temporary(0), dword[reg_args + QGEMM_ARG(x_zero)]);
-    vpmulld(Temporary(0), Temporary(0), ptr[reg_column_sums + offset]);
+  if (!sums_only()) {
+    vmovups(Temporary(0), ptr[reg_column_scales + offset]);
+    if (e.x_scale == Granularity::kTensor) {
+      WithScalar(&CodeGenerator::vmulps, Temporary(0), reg_args + QGEMM_ARG(x_scale), Temporary(2));
+    }
+    if (e.activation == Activation::kRelu) Zero(Temporary(1));
   }
-  if (sums_only() || key_.epilogue.out == OutType::kS32) return;
-  vmovups(Temporary(1), ptr[reg_column_scales + offset]);
-  if (key_.epilogue.x_scale == Granularity::kTensor) {
-    WithScalar(&CodeGenerator::vmulps, Temporary(1), reg_args + QGEMM_ARG(x_scale), Temporary(2));
-  }
-}
-
-// acc - x_zero[m] * column_sums[n] - w_zero[n] * row_sums[m], wrapping.
-void TileEmitter::CorrectZeroPoints(const Vec& y, int row, int vector) {
-  const int offset = vector * vector_bytes();
-  if (key_.epilogue.x_zero == Granularity::kTensor) vpsubd(y, y, Temporary(0));
-  if (key_.epilogue.x_zero == Granularity::kRow) {
-    vpbroadcastd(Temporary(2), dword[reg_row_zeros + row * 4]);
-    vpmulld(Temporary(2), Temporary(2), ptr[reg_column_sums + offset]);
-    vpsubd(y, y, Temporary(2));
-  }
-  if (key_.epilogue.w_zero) {
-    vpbroadcastd(Temporary(2), dword[reg_row_sums + row * 4]);
-    vpmulld(Temporary(2), Temporary(2), ptr[reg_column_zeros + offset]);
-    vpsubd(y, y, Temporary(2));
+  for (int row = 0; row < rows(); ++row) {
+    const Vec y = Accumulator(row, vector);
+    const RegExp partial = reg_partial + (row * kPartialStride + offset);
+    vcvtdq2ps(y, y);
+    if (adds_partial()) vaddps(y, y, ptr[partial]);
+    if (sums_only()) {
+      vmovups(ptr[partial], y);
+      continue;
+    }
+    Scale(y, row);
+    if (e.bias) vaddps(y, y, ptr[reg_bias + offset]);
+    if (IsQuantized(e.out)) {
+      ToQuantized(y);
+    } else if (e.activation == Activation::kRelu) {
+      // max(0, y) with y second: NaN and -0 stay, as in where(y < 0, 0, y).
+      vmaxps(y, Temporary(1), y);
+    }
   }
 }
 
 void TileEmitter::Scale(const Vec& y, int row) {
-  vmulps(y, y, Temporary(1));
+  vmulps(y, y, Temporary(0));
   if (key_.epilogue.x_scale == Granularity::kRow) {
     WithScalar(&CodeGenerator::vmulps, y, reg_row_scales + row * 4, Temporary(2));
   }
 }
 
-void TileEmitter::Store(const Vec& y, int row, int vector) {
+// rne(activation(y) / out_scale) as int32, NaN counting as 0; below the range of int32 it is the
+// least int32, as the conversion has it. What lies beyond int16 is for StoreQuantized to saturate.
+void TileEmitter::ToQuantized(const Vec& y) {
+  constexpr std::uint32_t kInt16Max = 0x46fffe00;  // 32767.0F
+  WithScalar(&CodeGenerator::vmulps, y, reg_args + QGEMM_ARG(out_inverse), Temporary(2));
+  if (key_.epilogue.activation == Activation::kRelu) {
+    // The scale is positive, so relu may come after it. max(y, 0) with 0 second: NaN becomes 0.
+    vmaxps(y, y, Temporary(1));
+    vminps(y, y, Constant(kInt16Max));
+    vcvtps2dq(y, y);
+  } else {
+    NanToZero(y, Temporary(2));
+    vminps(y, y, Constant(kInt16Max));
+    vcvtps2dq(y, y);
+  }
+}
+
+void TileEmitter::StoreRow(int row) {
   const OutType out = key_.epilogue.out;
-  const int offset = vector * lanes() * int(SizeOf(out));
-  const RegExp to = Row(reg_a, reg_a3, row, offset);
-  switch (out) {
-    case OutType::kS32:
-      StoreInt(ptr[to], y);
-      break;
-    case OutType::kF32:
-      vmovups(ptr[to], y);
-      break;
-    case OutType::kBf16:
+  if (IsQuantized(out)) {
+    // Four vectors become one.
+    if (row == 0) {
+      LoadQuantizedOrder(Temporary(0));
+      vpbroadcastw(Temporary(1), word[reg_args + QGEMM_ARG(out_zero)]);
+    }
+    for (int first = 0; first < vectors_; first += 4) {
+      const int count = std::min(4, vectors_ - first);
+      const auto y = [&](int i) { return Accumulator(row, first + (i < count ? i : 0)); };
+      StoreQuantized(Row(reg_a, reg_a3, row, first * lanes()), {y(0), y(1), y(2), y(3)}, count,
+                     Temporary(1), Temporary(0), Temporary(2), out == OutType::kS8);
+    }
+    return;
+  }
+  for (int vector = 0; vector < vectors_; ++vector) {
+    const Vec y = Accumulator(row, vector);
+    const RegExp to = Row(reg_a, reg_a3, row, vector * lanes() * int(SizeOf(out)));
+    if (out == OutType::kBf16) {
       StoreBf16(to, y, Temporary(2), Temporary(3));
-      break;
-    case OutType::kU8:
-    case OutType::kS8:
-      WithScalar(&CodeGenerator::vmulps, y, reg_args + QGEMM_ARG(out_inverse), Temporary(2));
-      NanToZero(y, Temporary(2));
-      WithScalar(&CodeGenerator::vmaxps, y, reg_args + QGEMM_ARG(out_low), Temporary(2));
-      WithScalar(&CodeGenerator::vminps, y, reg_args + QGEMM_ARG(out_high), Temporary(2));
-      vcvtps2dq(y, y);
-      WithScalar(&CodeGenerator::vpaddd, y, reg_args + QGEMM_ARG(out_zero), Temporary(2));
-      StoreByte(to, y, out == OutType::kS8);
-      break;
+    } else if (out == OutType::kS32) {
+      StoreInt(ptr[to], y);
+    } else {
+      vmovups(ptr[to], y);
+    }
   }
 }
 

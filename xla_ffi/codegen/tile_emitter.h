@@ -1,7 +1,7 @@
 // What the micro-kernels of all instruction sets share: arguments, row addressing and the epilogue.
 //
-// A generator emits:  Begin(); LoopOverQuads(); what joins its sums in Accumulator(row, vector);
-// End().
+// A generator emits:  sums that start from ZeroPointTerms, or AddZeroPointTerms when they are
+// joined; in between Begin(); LoopOverQuads(); at last End().
 #pragma once
 
 #include <cstddef>
@@ -21,17 +21,21 @@ class TileEmitter : public VectorEmitter {
   ~TileEmitter() = default;
 
   int rows() const { return key_.rows; }
-  int vectors() const { return vectors_; }                    // across the columns of the tile
+  int vectors() const { return vectors_; }  // across the columns of the tile
+  bool streams() const { return key_.streams; }
   int panel_bytes() const { return key_.panel_columns * 4; }  // from quad to quad
 
   // The sums of one row and one vector of columns, as int32, when the K loop is done.
   virtual Vec Accumulator(int row, int vector) const = 0;
-  // Free vector registers of the epilogue, 0 to 3.
+  // Free vector registers outside the K loop, 0 to 3.
   virtual Vec Temporary(int i) const = 0;
 
   // Adds the products of one quad of K, `quad` of an unrolled iteration.
   virtual void Quad(int quad) = 0;
 
+  // What the zero points add to the sums: the accumulators start from it, or it is added to them.
+  void StartFromZeroPointTerms() { ZeroPointTerms(true); }
+  void AddZeroPointTerms() { ZeroPointTerms(false); }
   void Begin();
   // All of K. A quad of x takes `a_bytes`.
   void LoopOverQuads(int a_bytes);
@@ -51,18 +55,20 @@ class TileEmitter : public VectorEmitter {
 
   void Advance(int quads, int a_bytes);
   void LoadRowBases(std::size_t pointer, std::size_t stride);
-  void LoadColumnPointers();
-  void PrepareColumns(int vector);
-  void CorrectZeroPoints(const Vec& y, int row, int vector);
+  void ZeroPointTerms(bool fresh);
+  void FinishColumns(int vector);
   void Scale(const Vec& y, int row);
-  void Store(const Vec& y, int row, int vector);
+  void ToQuantized(const Vec& y);
+  void StoreRow(int row);
 
   const TileKey key_;
   const int vectors_;
 
+  // Of the zero points.
+  const Xbyak::Reg64 reg_column_sums{r9}, reg_column_zeros{r10}, reg_row_zeros{r11},
+      reg_row_sums{r8};
   // Of the epilogue; reg_a, reg_a3 and reg_stride then address the output.
-  const Xbyak::Reg64 reg_column_sums{rsi}, reg_column_zeros{r8}, reg_column_scales{r9},
-      reg_bias{r10}, reg_row_zeros{r11}, reg_row_sums{rbx}, reg_row_scales{r12}, reg_partial{r13};
+  const Xbyak::Reg64 reg_column_scales{r9}, reg_bias{r10}, reg_row_scales{r11}, reg_partial{rsi};
 };
 
 }  // namespace qgemm

@@ -88,6 +88,56 @@ void VectorEmitter::StoreByte(const RegExp& to, const Vec& v, bool is_signed) {
   vmovq(qword[to], x);
 }
 
+// Packing works within 128-bit lanes: dword `vector` of lane `lane` holds four bytes of a vector.
+void VectorEmitter::StoreQuantized(const RegExp& to, const Vec (&v)[4], int count,
+                                   const Vec& zero_point, const Vec& order, const Vec& temporary,
+                                   bool is_signed) {
+  const Vec& low = v[0];
+  const Vec& high = count > 2 ? v[2] : temporary;
+  if (count > 2) {
+    vpackssdw(high, v[2], v[3]);
+    vpaddsw(high, high, zero_point);
+  }
+  vpackssdw(low, v[0], v[1]);
+  vpaddsw(low, low, zero_point);
+  const Vec& top = count > 2 ? high : low;
+  if (is_signed) {
+    vpacksswb(low, low, top);
+  } else {
+    vpackuswb(low, low, top);
+  }
+  if (wide_) {
+    vpermd(Zmm(low.getIdx()), Zmm(order.getIdx()), Zmm(low.getIdx()));
+  } else {
+    vpermd(Ymm(low.getIdx()), Ymm(order.getIdx()), Ymm(low.getIdx()));
+  }
+  StoreBytes(to, low, count * lanes(), temporary);
+}
+
+// The first 8, 16, 24, 32, 48 or 64 bytes of a vector.
+void VectorEmitter::StoreBytes(const RegExp& to, const Vec& v, int bytes, const Vec& temporary) {
+  const Xmm x(v.getIdx()), t(temporary.getIdx());
+  if (bytes == 64) {
+    vmovups(ptr[to], Zmm(v.getIdx()));
+  } else if (bytes >= 32) {
+    vmovups(ptr[to], Ymm(v.getIdx()));
+    if (bytes == 48) vextractf32x4(ptr[to + 32], Zmm(v.getIdx()), 2);
+  } else if (bytes >= 16) {
+    vmovups(ptr[to], x);
+    if (bytes == 24) {
+      vextractf128(t, Ymm(v.getIdx()), 1);
+      vmovq(qword[to + 16], t);
+    }
+  } else {
+    vmovq(qword[to], x);
+  }
+}
+
+void VectorEmitter::LoadQuantizedOrder(const Vec& order) {
+  orders_quantized_ = true;
+  vmovups(order, ptr[rip + quantized_order_]);
+}
+
 void VectorEmitter::StoreInt16(const RegExp& to, const Vec& v) {
   if (wide_) {
     vpmovdw(yword[to], v);
@@ -130,6 +180,11 @@ void VectorEmitter::Finish() {
   for (auto& [value, label] : constants_) {
     L(label);
     for (int i = 0; i < 8; ++i) dd(value);
+  }
+  if (orders_quantized_) {
+    const int vector_lanes = lanes() / 4;
+    L(quantized_order_);
+    for (int i = 0; i < lanes(); ++i) dd(std::uint32_t(4 * (i % vector_lanes) + i / vector_lanes));
   }
   setProtectModeRE();
 }

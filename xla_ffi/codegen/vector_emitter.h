@@ -53,16 +53,27 @@ class VectorEmitter : public Xbyak::CodeGenerator {
   // Narrowing stores. Integer lanes are already within the range of the target; v is clobbered.
   void StoreByte(const RegExp& to, const Vec& v, bool is_signed);
   void StoreInt16(const RegExp& to, const Vec& v);
+  // Stores `count` vectors of int32, 1 to 4, as bytes that follow each other: each value saturates
+  // to int16, has a zero point added and saturates to a byte. `zero_point` holds it as int16,
+  // `order` is of LoadQuantizedOrder. All four vectors, equal or not, and `temporary` are
+  // clobbered.
+  void StoreQuantized(const RegExp& to, const Vec (&v)[4], int count, const Vec& zero_point,
+                      const Vec& order, const Vec& temporary, bool is_signed);
+  void LoadQuantizedOrder(const Vec& order);
   void StoreBf16(const RegExp& to, const Vec& v, const Vec& t0, const Vec& t1);
 
   // Ends the function: constants, then the memory becomes executable and read-only.
   void Finish();
 
  private:
+  void StoreBytes(const RegExp& to, const Vec& v, int bytes, const Vec& temporary);
+
   static constexpr std::size_t kCapacity = 32
                                            << 10;  // address space; only touched pages are memory
   const bool wide_;
   std::map<std::uint32_t, Xbyak::Label> constants_;
+  Xbyak::Label quantized_order_;
+  bool orders_quantized_ = false;
 };
 
 }  // namespace qgemm

@@ -2,6 +2,7 @@
 // int32: AVX-512 VNNI, with up to 6 x 64 sums in 24 of 32 registers, and AVX-VNNI, with 12 of 16.
 //
 // A quad of the weights is loaded once for all rows, a quad of x is broadcast for all columns.
+#include "codegen/encoding.h"
 #include "codegen/families.h"
 #include "codegen/row_emitter.h"
 #include "codegen/tile_cache.h"
@@ -10,16 +11,17 @@
 namespace qgemm {
 namespace {
 
-// Tiles of few rows stream the weights: so many rows, so far ahead in bytes.
-constexpr int kStreamingRows = 4;
-constexpr int kPrefetchDistance = 2048;
+// Bytes ahead, beyond the page that the hardware's prefetcher is in. Weights that are in a cache
+// are faster without.
+constexpr int kPrefetchDistance = 4096;
 
 class VnniTileEmitter : public TileEmitter {
  protected:
   VnniTileEmitter(VectorWidth width, const TileKey& key)
       : TileEmitter(width, key), tile_(rows() * vectors()), sets_(tile_ <= FewSums() ? 2 : 1) {
+    StartFromZeroPointTerms();
+    for (int i = tile_; i < sets_ * tile_; ++i) Zero(V(i));
     Begin();
-    for (int i = 0; i < sets_ * tile_; ++i) Zero(V(i));
     LoopOverQuads(kQuadBytes);
     for (int i = 0; sets_ == 2 && i < tile_; ++i) vpaddd(V(i), V(i), V(i + tile_));
     End();
@@ -41,9 +43,7 @@ class VnniTileEmitter : public TileEmitter {
     for (int vector = 0; vector < vectors(); ++vector) {
       const int offset = quad * panel_bytes() + vector * vector_bytes();
       if (rows() > 1) vmovups(Weights(vector), ptr[reg_b + offset]);
-      if (rows() <= kStreamingRows && offset % 64 == 0) {
-        prefetcht0(ptr[reg_b + offset + kPrefetchDistance]);
-      }
+      if (streams() && offset % 64 == 0) prefetchnta(ptr[reg_b + offset + kPrefetchDistance]);
     }
     for (int row = 0; row < rows(); ++row) {
       vpbroadcastd(Broadcast(row), dword[Row(reg_a, reg_a3, row, quad * kQuadBytes)]);
@@ -59,7 +59,7 @@ class VnniTileEmitter : public TileEmitter {
   }
 
   void MultiplyAdd(const Vec& sum, const Vec& x, const Xbyak::Operand& weights) {
-    vpdpbusd(sum, x, weights, wide() ? Xbyak::EvexEncoding : Xbyak::VexEncoding);
+    vpdpbusd(sum, x, weights, wide() ? Xbyak::EvexEncoding : DotEncoding256());
   }
 
   const int tile_;  // sums, in registers

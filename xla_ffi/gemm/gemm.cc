@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "gemm/quantize.h"
 #include "gemm/rows.h"
@@ -67,11 +68,12 @@ class BlockRunner {
       : plan_(plan), operands_(operands), workspace_(workspace) {
     const Epilogue& epilogue = plan.epilogue;
     out_size_ = SizeOf(epilogue.out);
+    a_size_ = SizeOf(plan.family->a_format);
     column_sums_ = operands.column_sums;
     if (plan.k_blocks == 1) SumColumnBlocks();
     if (epilogue.x_zero == Granularity::kTensor) {
       const std::int32_t zero = operands.x_zero == nullptr ? 0 : operands.x_zero[0];
-      args_.x_zero = std::int32_t(std::uint32_t(zero) + std::uint32_t(ZeroShift(plan.key.spec.x)));
+      args_.x_negative_zero = NegativeZero(zero, plan.key.spec.x);
     }
     if (epilogue.x_scale == Granularity::kTensor && operands.x_scale != nullptr) {
       args_.x_scale = operands.x_scale[0];
@@ -95,25 +97,34 @@ class BlockRunner {
     const std::int64_t width = plan_.layout.PanelWidth(panel);
     const std::int64_t valid = std::min(width, n - first_column);
     const bool padded = valid < width;
-    PanelColumns columns = ColumnsAt(operands_, column_sums_, n, first_column);
-    if (padded) columns = PaddedColumns(columns, valid, plan_.k_blocks, workspace_.columns);
+    columns_ = ColumnsAt(operands_, column_sums_, n, first_column);
+    if (padded) columns_ = PaddedColumns(columns_, valid, plan_.k_blocks, workspace_.columns);
+    width_ = width;
+    w_ = operands_.w + plan_.layout.PanelOffset(panel);
 
-    const std::int64_t first_row = plan_.row_blocks.Begin(row_block);
+    const std::int64_t out_row = n * out_size_;
+    auto* out = static_cast<std::uint8_t*>(operands_.out) +
+                plan_.row_blocks.Begin(row_block) * out_row + first_column * out_size_;
+    args_.out_stride = out_row;
+    std::uint8_t* staged = nullptr;
+    if (padded) {
+      args_.out_stride = kPanelColumns * out_size_;
+      staged =
+          workspace_.out_tile.Reserve<std::uint8_t>(std::size_t(kMaxTileRows * args_.out_stride));
+    }
+    // The larger tiles come first.
     const EvenSplit tiles = plan_.Tiles(plan_.row_blocks.Size(row_block));
-    for (std::int64_t tile = 0; tile < tiles.parts; ++tile) {
-      const std::int64_t row = tiles.Begin(tile);
-      const std::int64_t rows = tiles.Size(tile);
-      auto* out = static_cast<std::uint8_t*>(operands_.out) +
-                  ((first_row + row) * n + first_column) * out_size_;
-      if (!padded) {
-        RunTile(row, rows, panel, columns, out, n * out_size_);
-        continue;
-      }
-      const std::int64_t stride = kPanelColumns * out_size_;
-      auto* staged = workspace_.out_tile.Reserve<std::uint8_t>(std::size_t(kMaxTileRows * stride));
-      RunTile(row, rows, panel, columns, staged, stride);
-      for (std::int64_t r = 0; r < rows; ++r) {
-        std::memcpy(out + r * n * out_size_, staged + r * stride, std::size_t(valid * out_size_));
+    std::int64_t row = 0;
+    for (const auto& [count, rows] : {std::pair(tiles.Larger(), tiles.Size(0)),
+                                      std::pair(tiles.parts - tiles.Larger(), tiles.Smaller())}) {
+      if (count == 0) continue;
+      const std::vector<TileStep>& steps = plan_.Steps(rows, width);
+      for (std::int64_t tile = 0; tile < count; ++tile, row += rows, out += rows * out_row) {
+        RunTile(steps, row, padded ? staged : out);
+        for (std::int64_t r = 0; padded && r < rows; ++r) {
+          std::memcpy(out + r * out_row, staged + r * args_.out_stride,
+                      std::size_t(valid * out_size_));
+        }
       }
     }
   }
@@ -135,31 +146,27 @@ class BlockRunner {
     column_sums_ = total;
   }
 
-  void RunTile(std::int64_t row, std::int64_t rows, std::int64_t panel, const PanelColumns& columns,
-               std::uint8_t* out, std::int64_t out_stride) {
-    const std::int64_t width = plan_.layout.PanelWidth(panel);
-    const std::int8_t* w = operands_.w + plan_.layout.PanelOffset(panel);
+  void RunTile(const std::vector<TileStep>& steps, std::int64_t row, std::uint8_t* out) {
     const PreparedRows& prepared = workspace_.rows;
     const auto at = [](const auto* p, std::int64_t column) {
       return p == nullptr ? p : p + column;
     };
     TileArgs& args = args_;
-    args.out_stride = out_stride;
-    args.row_zeros = prepared.zeros(row);
+    args.row_negative_zeros = prepared.negative_zeros(row);
     args.row_scales = prepared.scales(row);
-    for (const TileStep& step : plan_.Steps(rows, width)) {
+    for (const TileStep& step : steps) {
       args.out = out + step.column * out_size_;
-      args.column_zeros = at(columns.zeros, step.column);
-      args.column_scales = columns.scales + step.column;
-      args.bias = at(columns.bias, step.column);
+      args.column_zeros = at(columns_.zeros, step.column);
+      args.column_scales = columns_.scales + step.column;
+      args.bias = at(columns_.bias, step.column);
       for (std::int64_t block = 0; block < plan_.k_blocks; ++block) {
         const std::int64_t first = block * plan_.k_block;
         const std::int64_t length = std::min(plan_.k_block, plan_.layout.PaddedK() - first);
-        args.a = prepared.a(row) + first * SizeOf(plan_.family->a_format);
-        args.b = w + (first / kQuad * width + step.column) * kQuad;
+        args.a = prepared.a(row) + first * a_size_;
+        args.b = w_ + (first / kQuad * width_ + step.column) * kQuad;
         args.quads = length / kQuad;
         args.row_sums = prepared.sums(block, row);
-        args.column_sums = columns.sums + block * columns.sums_stride + step.column;
+        args.column_sums = columns_.sums + block * columns_.sums_stride + step.column;
         const KPart part = plan_.k_blocks == 1          ? KPart::kWhole
                            : block == 0                 ? KPart::kFirst
                            : block < plan_.k_blocks - 1 ? KPart::kMiddle
@@ -175,7 +182,12 @@ class BlockRunner {
   Workspace& workspace_;
   TileArgs args_{};
   std::int64_t out_size_ = 4;
+  std::int64_t a_size_ = 1;
   const std::int32_t* column_sums_ = nullptr;
+  // Of the panel at hand.
+  PanelColumns columns_{};
+  std::int64_t width_ = 0;
+  const std::int8_t* w_ = nullptr;
 };
 
 }  // namespace

@@ -22,11 +22,12 @@ struct TileKey {
   int columns = 16;
   int panel_columns = 64;
   KPart part = KPart::kWhole;
+  bool streams = false;  // weights come from memory, once: prefetch them
   Epilogue epilogue;
 
   friend bool operator==(const TileKey& a, const TileKey& b) {
     return a.rows == b.rows && a.columns == b.columns && a.panel_columns == b.panel_columns &&
-           a.part == b.part && a.epilogue == b.epilogue;
+           a.part == b.part && a.streams == b.streams && a.epilogue == b.epilogue;
   }
 };
 
@@ -38,17 +39,17 @@ struct TileArgs {
   const std::int8_t* b;   // the panel, from the tile's first column and first quad on
   std::int64_t quads;     // of K to sum
   void* out;
-  std::int64_t out_stride;        // bytes between rows
-  float* partial;                 // [rows][kPanelColumns], used unless KPart::kWhole
-  const std::int32_t* row_sums;   // sum_k a[m,k], if w_zero
-  const std::int32_t* row_zeros;  // x_zero per row, in terms of a
+  std::int64_t out_stride;                 // bytes between rows
+  float* partial;                          // [rows][kPanelColumns], used unless KPart::kWhole
+  const std::int32_t* row_sums;            // sum_k a[m,k], if w_zero
+  const std::int32_t* row_negative_zeros;  // -x_zero per row, in terms of a
   const float* row_scales;
   const std::int32_t* column_sums;  // sum_k (w[k,n] - w_zero[n])
   const std::int32_t* column_zeros;
   const float* column_scales;
   const float* bias;
-  std::int32_t x_zero;  // x_zero per tensor, in terms of a
-  float x_scale;        // per tensor
+  std::int32_t x_negative_zero;  // -x_zero per tensor, in terms of a
+  float x_scale;                 // per tensor
   // Requantization: clamp(y * out_inverse, out_low, out_high), rounded, plus out_zero.
   float out_inverse, out_low, out_high;
   std::int32_t out_zero;

@@ -49,8 +49,8 @@ void SplitWork(Plan& plan) {
   const std::int64_t threads = std::min<std::int64_t>(plan.key.threads, worth);
 
   // A block of prepared rows shares the L2 with a panel of weights.
-  const std::int64_t rows_in_cache =
-      std::max<std::int64_t>(kMaxTileRows, std::int64_t(Cpu().l2_bytes / 4) / plan.a_stride);
+  const std::int64_t rows_in_cache = std::max<std::int64_t>(
+      kMaxTileRows, std::int64_t(Cpu().l2_bytes / 4) / std::max<std::int64_t>(1, plan.a_stride));
   std::int64_t row_blocks = CeilDiv(shape.m, rows_in_cache);
   std::int64_t panel_groups = 1;
   if (threads > 1) {
@@ -68,6 +68,12 @@ void SplitWork(Plan& plan) {
   plan.threads = int(std::min(threads, plan.Items()));
 }
 
+// Whole cache lines. Rows a multiple of 4 KiB apart would all compete for the same few of them.
+std::int64_t CopiedStride(std::int64_t row_bytes) {
+  const std::int64_t stride = std::max<std::int64_t>(64, RoundUp(row_bytes, 64));
+  return stride % 4096 == 0 ? stride + 64 : stride;
+}
+
 std::vector<KPart> PartsInUse(std::int64_t k_blocks) {
   if (k_blocks == 1) return {KPart::kWhole};
   if (k_blocks == 2) return {KPart::kFirst, KPart::kLast};
@@ -77,12 +83,15 @@ std::vector<KPart> PartsInUse(std::int64_t k_blocks) {
 std::vector<TileStep> MakeSteps(const Plan& plan, int rows, int width) {
   std::vector<TileStep> steps;
   const int widest = plan.family->max_columns(rows);
+  // Weights that take a good part of the L3 have left it before they are needed again.
+  const bool streams =
+      plan.key.shape.m <= kMaxTileRows && plan.layout.Bytes() > std::int64_t(Cpu().l3_bytes / 8);
   for (int column = 0; column < width;) {
     TileStep step{};
     step.column = column;
     const int columns = std::min(widest, width - column);
     for (const KPart part : PartsInUse(plan.k_blocks)) {
-      const TileKey key{rows, columns, width, part, plan.epilogue};
+      const TileKey key{rows, columns, width, part, streams, plan.epilogue};
       step.keys[int(part)] = key;
       step.kernels[int(part)] = plan.family->tile(key);
     }
@@ -110,10 +119,11 @@ std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
   const bool blocked = epilogue.out != OutType::kS32;
   plan->k_blocks = blocked ? KBlocks(key.shape.k, epilogue.w_zero) : 1;
   plan->k_block = plan->k_blocks > 1 ? KBlock(epilogue.w_zero) : plan->layout.PaddedK();
-  // Rows a multiple of 4 KiB apart would all compete for the same few cache lines.
-  plan->a_stride = std::max<std::int64_t>(
-      64, RoundUp(plan->layout.PaddedK() * SizeOf(plan->family->a_format), 64));
-  if (plan->a_stride % 4096 == 0) plan->a_stride += 64;
+  plan->in_place = key.spec.x == XType::kU8 && plan->family->a_format == AFormat::kU8 &&
+                   key.shape.k % kQuad == 0;
+  plan->a_stride = plan->in_place
+                       ? key.shape.k
+                       : CopiedStride(plan->layout.PaddedK() * SizeOf(plan->family->a_format));
   if (key.shape.m == 0 || key.shape.n == 0) return plan;
 
   SplitWork(*plan);

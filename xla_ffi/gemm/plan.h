@@ -33,10 +33,10 @@ struct TileStep {
 struct EvenSplit {
   std::int64_t total = 0, parts = 1;
 
-  std::int64_t Begin(std::int64_t i) const {
-    return i * (total / parts) + (i < total % parts ? i : total % parts);
-  }
-  std::int64_t Size(std::int64_t i) const { return total / parts + (i < total % parts ? 1 : 0); }
+  std::int64_t Begin(std::int64_t i) const { return i * Smaller() + (i < Larger() ? i : Larger()); }
+  std::int64_t Size(std::int64_t i) const { return Smaller() + (i < Larger() ? 1 : 0); }
+  std::int64_t Smaller() const { return total / parts; }
+  std::int64_t Larger() const { return total % parts; }  // how many have one more
 };
 
 // Work item i: row block i / panel_groups.parts, panel group i % panel_groups.parts, so that one
@@ -53,7 +53,8 @@ struct Plan {
   std::int64_t k_blocks = 1;
   std::int64_t k_block = 0;  // elements of K in all but the last block
 
-  std::int64_t a_stride = 0;  // bytes between prepared rows
+  bool in_place = false;      // the kernels read the rows of x where they are
+  std::int64_t a_stride = 0;  // bytes between the rows that kernels read
 
   std::int64_t Items() const { return row_blocks.parts * panel_groups.parts; }
   // The tiles of a row block of so many rows.

@@ -36,20 +36,23 @@ void PreparedRows::Prepare(const Plan& plan, const GemmOperands& operands, std::
 
   count_ = count;
   a_stride_ = plan.a_stride;
-  a_ = a_memory_.Reserve<std::uint8_t>(std::size_t(count * a_stride_));
+  const auto* const rows = static_cast<const std::uint8_t*>(operands.x) + begin * k * x_size;
+  std::uint8_t* copies = nullptr;
+  if (!plan.in_place) copies = a_memory_.Reserve<std::uint8_t>(std::size_t(count * a_stride_));
+  a_ = plan.in_place ? rows : copies;
   float* row_scales = dynamic ? scale_memory_.Reserve<float>(std::size_t(count)) : nullptr;
-  auto* row_zeros = epilogue.x_zero == Granularity::kRow
-                        ? zero_memory_.Reserve<std::int32_t>(std::size_t(count))
-                        : nullptr;
+  auto* negative_zeros = epilogue.x_zero == Granularity::kRow
+                             ? zero_memory_.Reserve<std::int32_t>(std::size_t(count))
+                             : nullptr;
 
-  for (std::int64_t row = 0; row < count; ++row) {
-    const auto* x = static_cast<const std::uint8_t*>(operands.x) + (begin + row) * k * x_size;
-    std::uint8_t* a = a_ + row * a_stride_;
+  for (std::int64_t row = 0; !plan.in_place && row < count; ++row) {
+    const std::uint8_t* x = rows + row * k * x_size;
+    std::uint8_t* a = copies + row * a_stride_;
     if (dynamic) {
       const RowParams params =
           QuantizeRow(plan.row_kernels, RowScheme::kAsymmetric, format, x, k, a);
       row_scales[row] = params.scale;
-      row_zeros[row] = params.zero;
+      negative_zeros[row] = -params.zero;
     } else if (format == AFormat::kS16) {
       CopyShifted(x, k, std::uint8_t(shift), reinterpret_cast<std::int16_t*>(a));
     } else if (shift == 0) {
@@ -63,13 +66,12 @@ void PreparedRows::Prepare(const Plan& plan, const GemmOperands& operands, std::
   scales_ = dynamic                                 ? row_scales
             : epilogue.x_scale == Granularity::kRow ? operands.x_scale + begin
                                                     : nullptr;
-  if (row_zeros != nullptr && !dynamic) {
+  if (negative_zeros != nullptr && !dynamic) {
     for (std::int64_t row = 0; row < count; ++row) {
-      row_zeros[row] =
-          std::int32_t(std::uint32_t(operands.x_zero[begin + row]) + std::uint32_t(shift));
+      negative_zeros[row] = NegativeZero(operands.x_zero[begin + row], x_type);
     }
   }
-  zeros_ = row_zeros;
+  negative_zeros_ = negative_zeros;
   sums_ = nullptr;
   if (epilogue.w_zero) {
     auto* sums = sum_memory_.Reserve<std::int32_t>(std::size_t(count * plan.k_blocks));

@@ -1,5 +1,5 @@
 // Prepares a block of rows of x for the kernels: quantized if float, in the family's format and
-// padded.
+// padded; where x is all that already, it is read in place.
 #pragma once
 
 #include <cstdint>
@@ -18,17 +18,19 @@ class PreparedRows {
   // All relative to the block's first row; null where the epilogue does not need them.
   const std::uint8_t* a(std::int64_t row) const { return a_ + row * a_stride_; }
   const float* scales(std::int64_t row) const { return scales_ ? scales_ + row : nullptr; }
-  const std::int32_t* zeros(std::int64_t row) const { return zeros_ ? zeros_ + row : nullptr; }
+  const std::int32_t* negative_zeros(std::int64_t row) const {
+    return negative_zeros_ ? negative_zeros_ + row : nullptr;
+  }
   const std::int32_t* sums(std::int64_t k_block, std::int64_t row) const {
     return sums_ ? sums_ + k_block * count_ + row : nullptr;
   }
 
  private:
-  std::uint8_t* a_ = nullptr;
+  const std::uint8_t* a_ = nullptr;
   std::int64_t a_stride_ = 0;
   std::int64_t count_ = 0;
   const float* scales_ = nullptr;
-  const std::int32_t* zeros_ = nullptr;
+  const std::int32_t* negative_zeros_ = nullptr;
   const std::int32_t* sums_ = nullptr;
   Scratch a_memory_, scale_memory_, zero_memory_, sum_memory_;
 };

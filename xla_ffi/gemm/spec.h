@@ -30,6 +30,9 @@ constexpr bool IsFloat(XType x) { return x == XType::kF32 || x == XType::kBf16; 
 // The instruction multiplies unsigned by signed bytes: int8 x is shifted by +128, and so is its
 // zero point.
 constexpr std::int32_t ZeroShift(XType x) { return x == XType::kS8 ? 128 : 0; }
+constexpr std::int32_t NegativeZero(std::int32_t zero, XType x) {
+  return std::int32_t(0U - std::uint32_t(zero) - std::uint32_t(ZeroShift(x)));  // may wrap
+}
 
 enum class OutType : std::uint8_t { kF32, kBf16, kU8, kS8, kS32 };
 

@@ -50,8 +50,9 @@ void FinishRow(const TileArgs& args, int row, const std::uint32_t* acc) {
   for (int j = 0; j < key.columns; ++j) {
     std::uint32_t sum = acc[j];
     if (e.x_zero != Granularity::kNone) {
-      const std::int32_t zero = e.x_zero == Granularity::kRow ? args.row_zeros[row] : args.x_zero;
-      sum -= std::uint32_t(zero) * std::uint32_t(args.column_sums[j]);
+      const std::int32_t negative_zero =
+          e.x_zero == Granularity::kRow ? args.row_negative_zeros[row] : args.x_negative_zero;
+      sum += std::uint32_t(negative_zero) * std::uint32_t(args.column_sums[j]);
     }
     if (e.w_zero) sum -= std::uint32_t(args.column_zeros[j]) * std::uint32_t(args.row_sums[row]);
     if (e.out == OutType::kS32) {

@@ -4,10 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
-
-#if defined(__unix__) || defined(__APPLE__)
-#include <unistd.h>
-#endif
+#include <fstream>
 
 #ifdef JAX_QGEMM_JIT
 #include <cpuid.h>
@@ -100,11 +97,13 @@ CpuInfo Detect() {
   } else {
     info.limited_by = "the CPU has no AVX2";
   }
-  if (cpu.has(XCpu::tAVX2) && cpu.has(XCpu::tAVX_VNNI)) info.available.push_back(Isa::kAvxVnni);
-  if (cpu.has(XCpu::tAVX512F) && cpu.has(XCpu::tAVX512BW) && cpu.has(XCpu::tAVX512VL) &&
-      cpu.has(XCpu::tAVX512_VNNI)) {
-    info.available.push_back(Isa::kAvx512Vnni);
+  const bool avx512_vnni = cpu.has(XCpu::tAVX512F) && cpu.has(XCpu::tAVX512BW) &&
+                           cpu.has(XCpu::tAVX512VL) && cpu.has(XCpu::tAVX512_VNNI);
+  // AVX-512 has the 256-bit instruction too, in an encoding of its own.
+  if (cpu.has(XCpu::tAVX2) && (cpu.has(XCpu::tAVX_VNNI) || avx512_vnni)) {
+    info.available.push_back(Isa::kAvxVnni);
   }
+  if (avx512_vnni) info.available.push_back(Isa::kAvx512Vnni);
   return info;
 }
 
@@ -119,18 +118,31 @@ CpuInfo Detect() {
 
 #endif  // JAX_QGEMM_JIT
 
+// The part of a cache that one core shares, as Linux has it; sysconf may count a whole socket's. 0
+// if it is not known.
+std::size_t CacheBytes(int level) {
+  for (int index = 0; index < 8; ++index) {
+    const std::string folder =
+        "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/";
+    int found = 0;
+    std::size_t kib = 0;
+    std::string type;
+    std::ifstream(folder + "level") >> found;
+    std::ifstream(folder + "type") >> type;
+    std::ifstream(folder + "size") >> kib;  // as in "32K"
+    if (found == level && type != "Instruction") return kib << 10;
+  }
+  return 0;
+}
+
 CpuInfo DetectWithCaches() {
   CpuInfo info = Detect();
-#ifdef _SC_LEVEL1_DCACHE_SIZE
-  // 0 or -1 where the system does not know: the defaults stay.
-  const auto read = [](int name, std::size_t& bytes) {
-    const long value = sysconf(name);
-    if (value > 0) bytes = std::size_t(value);
+  const auto set = [](std::size_t& bytes, std::size_t value) {
+    if (value > 0) bytes = value;  // else the default stays
   };
-  read(_SC_LEVEL1_DCACHE_SIZE, info.l1d_bytes);
-  read(_SC_LEVEL2_CACHE_SIZE, info.l2_bytes);
-  read(_SC_LEVEL3_CACHE_SIZE, info.l3_bytes);
-#endif
+  set(info.l1d_bytes, CacheBytes(1));
+  set(info.l2_bytes, CacheBytes(2));
+  set(info.l3_bytes, CacheBytes(3));
   return info;
 }
 
