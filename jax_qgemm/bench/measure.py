@@ -79,8 +79,8 @@ def alternate(
 ) -> dict[str, Timing]:
     """Time the programs in turns, A B C A B C …, so that a busy machine slows all alike.
 
-    In its turn a program runs for some milliseconds. The first of several calls does not count:
-    it brings back the program's own data into the caches.
+    In its turn a program runs for some milliseconds, at least twice. The first call does not
+    count: it brings back the program's own data into the caches and wakes the threads.
 
     Args:
       seconds: how long to go on, for each program on average.
@@ -97,12 +97,11 @@ def alternate(
 
 
 def _turn(program: Program) -> list[float]:
-    first = program()
-    calls, spent = [], first
-    while spent < _TURN:
+    program()
+    calls = [program()]
+    while sum(calls) < _TURN:
         calls.append(program())
-        spent += calls[-1]
-    return calls or [first]
+    return calls
 
 
 def threads() -> int:

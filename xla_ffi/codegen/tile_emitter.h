@@ -45,12 +45,14 @@ class TileEmitter : public VectorEmitter {
 
   // Of the K loop.
   const Xbyak::Reg64 reg_args{rdi}, reg_a{rax}, reg_a3{rdx}, reg_stride{rcx}, reg_b{rsi},
-      reg_quads{r8};
+      reg_quads{r8}, reg_next_a{r9};
 
  private:
   static constexpr int kPartialStride = 256;  // bytes
 
   bool sums_only() const { return key_.part == KPart::kFirst || key_.part == KPart::kMiddle; }
+  // Blocks of more rows than one tile takes have tiles of so many: see EvenSplit.
+  bool prefetches_rows() const { return rows() >= 4; }
   bool adds_partial() const { return key_.part == KPart::kMiddle || key_.part == KPart::kLast; }
 
   void Advance(int quads, int a_bytes);

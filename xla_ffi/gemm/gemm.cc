@@ -120,7 +120,7 @@ class BlockRunner {
       if (count == 0) continue;
       const std::vector<TileStep>& steps = plan_.Steps(rows, width);
       for (std::int64_t tile = 0; tile < count; ++tile, row += rows, out += rows * out_row) {
-        RunTile(steps, row, padded ? staged : out);
+        RunTile(steps, row, rows, padded ? staged : out);
         for (std::int64_t r = 0; padded && r < rows; ++r) {
           std::memcpy(out + r * out_row, staged + r * args_.out_stride,
                       std::size_t(valid * out_size_));
@@ -146,7 +146,8 @@ class BlockRunner {
     column_sums_ = total;
   }
 
-  void RunTile(const std::vector<TileStep>& steps, std::int64_t row, std::uint8_t* out) {
+  void RunTile(const std::vector<TileStep>& steps, std::int64_t row, std::int64_t rows,
+               std::uint8_t* out) {
     const PreparedRows& prepared = workspace_.rows;
     const auto at = [](const auto* p, std::int64_t column) {
       return p == nullptr ? p : p + column;
@@ -163,6 +164,7 @@ class BlockRunner {
         const std::int64_t first = block * plan_.k_block;
         const std::int64_t length = std::min(plan_.k_block, plan_.layout.PaddedK() - first);
         args.a = prepared.a(row) + first * a_size_;
+        args.next_a = prepared.a(row + rows) + first * rows * a_size_;
         args.b = w_ + (first / kQuad * width_ + step.column) * kQuad;
         args.quads = length / kQuad;
         args.row_sums = prepared.sums(block, row);
