@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import statistics
 import sys
 from collections.abc import Sequence
 
@@ -40,23 +41,23 @@ def measure_shape(
         program = Program(contestant.call, [contestant.prepare(layer) for layer in drawn])
         errors[contestant.name] = check(contestant, drawn, program.results)
         programs[contestant.name] = program
-    timings = alternate(programs, seconds, rounds)
+    peaks: list[float | None] = []
+    timings = alternate(programs, seconds, rounds, lambda: peaks.append(measure_peak()))
+    peak = statistics.median(known) if (known := list(filter(None, peaks))) else None
     return [
-        Result(shape, len(drawn), contestant, timings[contestant.name], errors[contestant.name])
-        for contestant in CONTESTANTS
+        Result(shape, len(drawn), c, timings[c.name], errors[c.name], peak) for c in CONTESTANTS
     ]
 
 
 def measure(
     shapes: Sequence[Shape], layers: int, seconds: float, rounds: int | None = None
 ) -> Report:
-    """All shapes, with the machine's peak before and after each. Progress goes to stderr."""
-    found, peaks, results = environment(), [measure_peak()], []
+    """All shapes. Progress goes to stderr."""
+    found, results = environment(), []
     for i, shape in enumerate(shapes, 1):
         print(f"[{i}/{len(shapes)}] {shape}", file=sys.stderr, flush=True)
         results += measure_shape(shape, layers, seconds, rounds)
-        peaks.append(measure_peak())
-    return Report(tuple(results), tuple(peak for peak in peaks if peak), found)
+    return Report(tuple(results), found)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

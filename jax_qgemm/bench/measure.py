@@ -75,7 +75,10 @@ class Timing:
 
 
 def alternate(
-    programs: Mapping[str, Program], seconds: float, rounds: int | None = None
+    programs: Mapping[str, Program],
+    seconds: float,
+    rounds: int | None = None,
+    between: Callable[[], object] = lambda: None,
 ) -> dict[str, Timing]:
     """Time the programs in turns, A B C A B C …, so that a busy machine slows all alike.
 
@@ -85,6 +88,7 @@ def alternate(
     Args:
       seconds: how long to go on, for each program on average.
       rounds: how many turns each gets instead.
+      between: called after every round.
     """
     samples: dict[str, list[float]] = {name: [] for name in programs}
     end = time.perf_counter() + seconds * len(programs)
@@ -92,6 +96,7 @@ def alternate(
     while done < rounds if rounds else done < _MIN_ROUNDS or time.perf_counter() < end:
         for name, program in programs.items():
             samples[name] += _turn(program)
+        between()
         done += 1
     return {name: Timing.of(samples[name], programs[name].depth) for name in programs}
 
@@ -113,10 +118,9 @@ def threads() -> int:
     return os.cpu_count() or 1
 
 
-def measure_peak(seconds: float = 0.25, repeats: int = 2) -> float | None:
+def measure_peak(seconds: float = 0.01) -> float | None:
     """Int8 GOPS of all threads in a loop on registers; None where the kernels have no such loop."""
     if native.extension is None:
         return None
     isa = native.cpu_info()["isa_selected"]
-    runs = [native.extension.measure_peak(isa, threads(), seconds) for _ in range(repeats)]
-    return max(runs) or None
+    return native.extension.measure_peak(isa, threads(), seconds) or None

@@ -9,9 +9,10 @@ _BASELINES = {c.name: c.title for c in CONTESTANTS if not c.own}
 _HEAD = ("M×N×K", "", "µs", "best", "spread", "GOPS", "peak", "GB/s")
 _NOTES = """\
 µs: median per layer of one jitted program; best: the fastest call; spread: 10th to 90th percentile
-over the median; peak: part of the int8 peak; GB/s: weights read, for few rows; then how many times
-faster than XLA. dot quantizes f32 activations on the fly. quantized_linear and XLA's int8 have
-quantized activations, bias, relu and a requantized result; XLA's f32 and bf16 the bare product."""
+over the median; peak: part of the int8 peak, the median of a loop on registers that takes turns
+with the programs; GB/s: weights read, for few rows; then how many times faster than XLA. dot
+quantizes f32 activations on the fly. quantized_linear and XLA's int8 have quantized activations,
+bias, relu and a requantized result; XLA's f32 and bf16 the bare product."""
 
 
 def head(report: Report) -> str:
@@ -20,10 +21,8 @@ def head(report: Report) -> str:
     if report.peak is None:
         lines.append("- int8 peak: not known for this ISA")
     else:
-        before, *_, after = report.peaks
-        lines.append(
-            f"- int8 peak: {report.peak:.0f} GOPS ({before:.0f} before, {after:.0f} after)"
-        )
+        least = min(report.peaks)
+        lines.append(f"- int8 peak: {least:.0f} to {report.peak:.0f} GOPS, by the shape's turn")
     if report.unsteady:
         lines.append(
             f"- **The machine is not quiet**: its peak drifted by {report.drift:.0%}. Ratios hold "
@@ -69,7 +68,7 @@ def text(report: Report) -> str:
 
 
 def _row(report: Report, result: Result, first: bool) -> tuple[str, ...]:
-    peak, rate, timing = report.of_peak(result), result.weight_rate, result.timing
+    peak, rate, timing = result.part_of_peak, result.weight_rate, result.timing
     speedups = report.speedups(result)
     return (
         str(result.shape) if first else "",

@@ -24,13 +24,20 @@ _FEW_ROWS = 16  # up to this M the weights' bytes decide
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One contestant at one shape; `error` as measured by `contestants.check`."""
+    """One contestant at one shape.
+
+    Attributes:
+      error: as measured by `contestants.check`.
+      peak: GOPS of the machine's int8 peak, the median of samples taken between the turns at this
+        shape; None where it is not known.
+    """
 
     shape: Shape
     layers: int
     contestant: Contestant
     timing: Timing
     error: float
+    peak: float | None
 
     @property
     def gops(self) -> float:
@@ -44,17 +51,24 @@ class Result:
             return None
         return self.shape.n * self.shape.k * self.contestant.weight_bytes / self.timing.median / 1e9
 
+    @property
+    def part_of_peak(self) -> float | None:
+        """The part of the peak that an int8 contestant reaches."""
+        return self.gops / self.peak if self.peak and self.contestant.int8 else None
+
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """All results, with the machine's int8 peak, GOPS, before the first shape and after each.
-
-    `peaks` is empty where the peak is not known.
-    """
+    """All results, and where they were measured."""
 
     results: tuple[Result, ...]
-    peaks: tuple[float, ...]
     environment: dict[str, str]
+
+    @property
+    def peaks(self) -> tuple[float, ...]:
+        """The machine's int8 peak at each shape, GOPS; empty where it is not known."""
+        firsts = (next(iter(self.at(shape).values())) for shape in self.shapes)
+        return tuple(result.peak for result in firsts if result.peak)
 
     @property
     def peak(self) -> float | None:
@@ -69,7 +83,7 @@ class Report:
     @property
     def unsteady(self) -> bool:
         """Whether the machine was too busy for its times to be trusted."""
-        above = any((self.of_peak(result) or 0) > 1 + _DRIFT for result in self.results)
+        above = any((result.part_of_peak or 0) > 1 + _DRIFT for result in self.results)
         return self.drift > _DRIFT or above
 
     @property
@@ -80,10 +94,6 @@ class Report:
     def at(self, shape: Shape) -> dict[str, Result]:
         """The results of one shape by the contestant's name."""
         return {r.contestant.name: r for r in self.results if r.shape == shape}
-
-    def of_peak(self, result: Result) -> float | None:
-        """The part of the int8 peak that an int8 contestant reaches."""
-        return result.gops / self.peak if self.peak and result.contestant.int8 else None
 
     def speedups(self, result: Result) -> dict[str, float]:
         """How many times faster than each contestant of XLA; empty for those themselves."""
@@ -111,7 +121,7 @@ class Report:
                     "spread": result.timing.spread,
                     "calls": result.timing.calls,
                     "gops": result.gops,
-                    "part_of_peak": self.of_peak(result),
+                    "part_of_peak": result.part_of_peak,
                     "weight_gb_per_s": result.weight_rate,
                     "speedup_over": self.speedups(result),
                     "error": result.error,

@@ -5,7 +5,30 @@
 #include <thread>
 #include <vector>
 
+#ifdef __linux__
+#include <sched.h>
+#endif
+
 namespace qgemm {
+namespace {
+
+// Puts this thread on the i-th CPU it may run on: a new one may start where another already is.
+void PinToCpu([[maybe_unused]] int i) {
+#ifdef __linux__
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+  const int wanted = i % CPU_COUNT(&allowed);
+  for (int cpu = 0, seen = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (!CPU_ISSET(cpu, &allowed) || seen++ != wanted) continue;
+    CPU_ZERO(&allowed);
+    CPU_SET(cpu, &allowed);
+    sched_setaffinity(0, sizeof allowed, &allowed);
+    return;
+  }
+#endif
+}
+
+}  // namespace
 
 double MeasurePeakGops(const KernelFamily& family, int threads, double seconds) {
   if (family.peak == nullptr) return 0;
@@ -17,6 +40,7 @@ double MeasurePeakGops(const KernelFamily& family, int threads, double seconds) 
   std::vector<std::thread> workers;
   for (int i = 0; i < threads; ++i) {
     workers.emplace_back([&, i] {
+      PinToCpu(i);
       loop.run(kChunk);
       ready.fetch_add(1);
       while (ready.load() < threads) std::this_thread::yield();
