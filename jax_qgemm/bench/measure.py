@@ -80,7 +80,9 @@ def alternate(
     rounds: int | None = None,
     between: Callable[[], object] = lambda: None,
 ) -> dict[str, Timing]:
-    """Time the programs in turns, A B C A B C …, so that a busy machine slows all alike.
+    """Time the programs in turns, A B C C B A A B C …, so that a busy machine slows all alike.
+
+    Every second round goes backwards: who ran before leaves traces in caches and memory.
 
     In its turn a program runs for some milliseconds, at least twice. The first call does not
     count: it brings back the program's own data into the caches and wakes the threads.
@@ -94,7 +96,8 @@ def alternate(
     end = time.perf_counter() + seconds * len(programs)
     done = 0
     while done < rounds if rounds else done < _MIN_ROUNDS or time.perf_counter() < end:
-        for name, program in programs.items():
+        order = list(programs.items())[:: -1 if done % 2 else 1]
+        for name, program in order:
             samples[name] += _turn(program)
         between()
         done += 1
