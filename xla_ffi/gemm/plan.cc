@@ -39,6 +39,17 @@ double EstimateCycles(const PlanKey& key, const PackedLayout& layout, double mac
   return std::max(double(key.shape.m) * bytes / macs_per_cycle, bytes / kStreamBytesPerCycle);
 }
 
+// Divides the last block of each thread. A block reads all weights, so it is not made too small.
+void RefineLastBlocks(RowSplit& split, std::int64_t threads) {
+  constexpr std::int64_t kParts = 4, kLeastRows = 4 * kMaxTileRows;
+  const EvenSplit whole = split.coarse;
+  if (whole.parts < 2 * threads) return;
+  const std::int64_t begin = whole.Begin(whole.parts - threads), rest = whole.total - begin;
+  const std::int64_t parts = std::min(kParts * threads, rest / kLeastRows);
+  if (parts <= threads) return;
+  split = {{begin, whole.parts - threads}, {rest, parts}};
+}
+
 // Splits the work among `threads`. Over M where every thread gets full tiles: no two threads then
 // write near each other and the rows of x are prepared once. Over N otherwise: each thread streams
 // its own part of the weights.
@@ -63,7 +74,8 @@ void SplitWork(Plan& plan) {
       panel_groups = std::min({plan.layout.Panels(), CeilDiv(worth, row_blocks), 8 * threads});
     }
   }
-  plan.row_blocks = {shape.m, std::max<std::int64_t>(1, row_blocks)};
+  plan.row_blocks.coarse = {shape.m, std::max<std::int64_t>(1, row_blocks)};
+  if (threads > 1 && panel_groups == 1) RefineLastBlocks(plan.row_blocks, threads);
   plan.panel_groups = {plan.layout.Panels(), std::max<std::int64_t>(1, panel_groups)};
   plan.threads = int(std::min(threads, plan.Items()));
 }
@@ -127,8 +139,11 @@ std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
   if (key.shape.m == 0 || key.shape.n == 0) return plan;
 
   SplitWork(*plan);
-  for (const std::int64_t block : {std::int64_t(0), plan->row_blocks.parts - 1}) {
-    const EvenSplit tiles = plan->Tiles(plan->row_blocks.Size(block));
+  const RowSplit& blocks = plan->row_blocks;
+  const std::int64_t last = blocks.Parts() - 1;
+  for (const std::int64_t block :
+       {std::int64_t(0), blocks.coarse.parts - 1, std::min(blocks.coarse.parts, last), last}) {
+    const EvenSplit tiles = plan->Tiles(blocks.Size(block));
     for (const std::int64_t tile : {std::int64_t(0), tiles.parts - 1}) {
       const int rows = int(tiles.Size(tile));
       for (const std::int64_t panel : {std::int64_t(0), plan->layout.Panels() - 1}) {
