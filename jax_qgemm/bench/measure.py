@@ -90,7 +90,7 @@ def alternate(
     Args:
       seconds: how long to go on, for each program on average.
       rounds: how many turns each gets instead.
-      between: called after every round.
+      between: called after every turn.
     """
     samples: dict[str, list[float]] = {name: [] for name in programs}
     end = time.perf_counter() + seconds * len(programs)
@@ -99,7 +99,7 @@ def alternate(
         order = list(programs.items())[:: -1 if done % 2 else 1]
         for name, program in order:
             samples[name] += _turn(program)
-        between()
+            between()
         done += 1
     return {name: Timing.of(samples[name], programs[name].depth) for name in programs}
 
