@@ -130,7 +130,7 @@ class RowEmitter final : public VectorEmitter {
   // Bytes of either signedness: on AVX2 the packing saturates, so the sign bits are cleared first.
   void StoreLowByte(const RegExp& to, const Vec& v) {
     if (!wide()) And(v, v, Constant(0xff));
-    StoreByte(to, v, false);
+    StoreByte(to, v);
   }
 
   void Advance(int vectors) {

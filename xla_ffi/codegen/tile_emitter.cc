@@ -161,13 +161,11 @@ void TileEmitter::ToQuantized(const Vec& y) {
   if (key_.epilogue.activation == Activation::kRelu) {
     // The scale is positive, so relu may come after it. max(y, 0) with 0 second: NaN becomes 0.
     vmaxps(y, y, Temporary(1));
-    vminps(y, y, Constant(kInt16Max));
-    vcvtps2dq(y, y);
   } else {
     NanToZero(y, Temporary(2));
-    vminps(y, y, Constant(kInt16Max));
-    vcvtps2dq(y, y);
   }
+  vminps(y, y, Constant(kInt16Max));
+  vcvtps2dq(y, y);
 }
 
 void TileEmitter::StoreRow(int row) {

@@ -71,7 +71,7 @@ void VectorEmitter::NanToZero(const Vec& v, const Vec& temporary) {
   }
 }
 
-void VectorEmitter::StoreByte(const RegExp& to, const Vec& v, bool is_signed) {
+void VectorEmitter::StoreByte(const RegExp& to, const Vec& v) {
   if (wide_) {
     vpmovdb(xword[to], v);
     return;
@@ -80,11 +80,7 @@ void VectorEmitter::StoreByte(const RegExp& to, const Vec& v, bool is_signed) {
   const Xmm x(v.getIdx());
   vpackssdw(y, y, y);
   vpermq(y, y, 0x08);  // the low halves of both 128-bit lanes
-  if (is_signed) {
-    vpacksswb(x, x, x);
-  } else {
-    vpackuswb(x, x, x);
-  }
+  vpackuswb(x, x, x);
   vmovq(qword[to], x);
 }
 

@@ -50,8 +50,9 @@ class VectorEmitter : public Xbyak::CodeGenerator {
   }
 
   void NanToZero(const Vec& v, const Vec& temporary);
-  // Narrowing stores. Integer lanes are already within the range of the target; v is clobbered.
-  void StoreByte(const RegExp& to, const Vec& v, bool is_signed);
+  // Narrowing stores, of bytes unsigned. Lanes are already within the range of the target; v is
+  // clobbered.
+  void StoreByte(const RegExp& to, const Vec& v);
   void StoreInt16(const RegExp& to, const Vec& v);
   // Stores `count` vectors of int32, 1 to 4, as bytes that follow each other: each value saturates
   // to int16, has a zero point added and saturates to a byte. `zero_point` holds it as int16,
