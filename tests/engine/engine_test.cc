@@ -284,6 +284,32 @@ bool RunParallel(std::int64_t items, int threads, std::int64_t thrower) {
   return good;
 }
 
+// Callers at once, each with one loop after the other: helpers of one pool linger and work for all.
+bool RunTogether() {
+  constexpr int kCallers = 3, kLoops = 200;
+  std::atomic<bool> good{true};
+  std::atomic<int> scheduled{0};
+  std::vector<std::thread> callers;
+  for (int c = 0; c < kCallers; ++c) {
+    callers.emplace_back([&] {
+      Threads pool;
+      pool.most = kLoops;
+      for (std::int64_t loop = 0; loop < kLoops; ++loop) {
+        std::vector<int> runs(std::size_t(loop % 23 + 2));  // plain: the loop's end orders them
+        ParallelClaim(pool, std::int64_t(runs.size()), 2, [&](Job& job, std::int64_t first) {
+          for (std::int64_t item = first; item >= 0; item = job.Next()) ++runs[std::size_t(item)];
+        });
+        for (const int times : runs) good = good && times == 1;
+      }
+      scheduled += int(pool.threads.size());
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  std::printf("%d of %d helpers lingered\n", kCallers * kLoops - scheduled, kCallers * kLoops);
+  if (!good) std::printf("FAILED parallel loops of callers at once\n");
+  return good;
+}
+
 template <class T>
 T Pick(const std::vector<T>& from) {
   return from[std::size_t(Random(0, std::int64_t(from.size()) - 1))];
@@ -325,6 +351,7 @@ int main(int argc, char** argv) {
     const std::int64_t thrower = items > 0 && Random(0, 1) ? Random(0, items - 1) : -1;
     ++(RunParallel(items, int(Random(1, 5)), thrower) ? passed : failed);
   }
+  ++(RunTogether() ? passed : failed);
   const auto check = [&](const Case& c) { ++(Run(c) ? passed : failed); };
   for (const Isa isa : isas) {
     std::printf("%s\n", IsaName(isa));
