@@ -145,7 +145,7 @@ def test_several_blocks(m, n, k, x, out, rng, each_isa, assert_same):
     check(rng, each_isa, assert_same, m=m, n=n, k=k, x=x, out=out, **settings)
 
 
-@pytest.mark.parametrize("m,n,k", [(0, 5, 7), (3, 0, 7), (3, 5, 0), (0, 0, 0)])
+@pytest.mark.parametrize("m,n,k", [(0, 5, 7), (3, 0, 7), (3, 5, 0), (40, 300, 0), (0, 0, 0)])
 @pytest.mark.parametrize("x", ["f32", "u8 tensor", "u8 row"])
 @pytest.mark.parametrize("out", ["float32", "uint8", "int32"])
 def test_zero_sizes(m, n, k, x, out, rng, each_isa, assert_same):

@@ -127,7 +127,7 @@ Problem MakeProblem(const Case& c) {
   p.out_scale = float(std::sqrt(double(k) + 1) * 0.002 * double(Random(1, 4)));
   p.out_zero = int(e.out == OutType::kU8 ? Random(0, 255) : Random(-128, 127));
   const PackedLayout layout{k, n};
-  p.packed.assign(layout.Bytes(), 77);
+  p.packed.assign(layout.Bytes() + 1, 77);  // not null where K = 0
   p.sums.assign(KBlocks(k, e.w_zero) * n, 77);
   Threads pool;
   Pack(layout, {p.w.data(), e.w_zero ? p.w_zero.data() : nullptr, p.packed.data(), p.sums.data()},

@@ -23,7 +23,7 @@ void TileEmitter::Begin() {
   LoadRowBases(QGEMM_ARG(a), QGEMM_ARG(a_stride));
   mov(reg_b, ptr[reg_args + QGEMM_ARG(b)]);
   mov(reg_quads, ptr[reg_args + QGEMM_ARG(quads)]);
-  if (prefetches_rows()) mov(reg_next_a, ptr[reg_args + QGEMM_ARG(next_a)]);
+  if (prefetches_rows()) mov(reg_next, ptr[reg_args + QGEMM_ARG(next)]);
 }
 
 // -x_zero[m] * column_sums[n] - w_zero[n] * row_sums[m], wrapping. Uses no register of the K loop's
@@ -77,8 +77,8 @@ void TileEmitter::LoopOverQuads(int a_bytes) {
   for (int quad = 0; quad < kUnroll; ++quad) Quad(quad);
   if (prefetches_rows()) {
     const int bytes = rows() * kUnroll * a_bytes;
-    for (int line = 0; line < bytes; line += 64) prefetcht1(ptr[reg_next_a + line]);
-    add(reg_next_a, bytes);
+    for (int line = 0; line < bytes; line += 64) prefetcht1(ptr[reg_next + line]);
+    add(reg_next, bytes);
   }
   Advance(kUnroll, a_bytes);
   sub(reg_quads, kUnroll);

@@ -45,7 +45,7 @@ class TileEmitter : public VectorEmitter {
 
   // Of the K loop.
   const Xbyak::Reg64 reg_args{rdi}, reg_a{rax}, reg_a3{rdx}, reg_stride{rcx}, reg_b{rsi},
-      reg_quads{r8}, reg_next_a{r9};
+      reg_quads{r8}, reg_next{r9};
 
  private:
   static constexpr int kPartialStride = 256;  // bytes

@@ -91,7 +91,8 @@ class BlockRunner {
     args_.partial = workspace.partial.Reserve<float>(kMaxTileRows * kPanelColumns);
   }
 
-  void Run(std::int64_t row_block, std::int64_t panel) {
+  // While the rows are new, a tile fetches those of the next one; later, a part of the next panel.
+  void Run(std::int64_t row_block, bool new_rows, std::int64_t panel, std::int64_t next_panel) {
     const std::int64_t n = plan_.key.shape.n;
     const std::int64_t first_column = panel * kPanelColumns;
     const std::int64_t width = plan_.layout.PanelWidth(panel);
@@ -101,6 +102,7 @@ class BlockRunner {
     if (padded) columns_ = PaddedColumns(columns_, valid, plan_.k_blocks, workspace_.columns);
     width_ = width;
     w_ = operands_.w + plan_.layout.PanelOffset(panel);
+    next_w_ = new_rows ? nullptr : operands_.w + plan_.layout.PanelOffset(next_panel);
 
     const std::int64_t out_row = n * out_size_;
     auto* out = static_cast<std::uint8_t*>(operands_.out) +
@@ -164,7 +166,7 @@ class BlockRunner {
         const std::int64_t first = block * plan_.k_block;
         const std::int64_t length = std::min(plan_.k_block, plan_.layout.PaddedK() - first);
         args.a = prepared.a(row) + first * a_size_;
-        args.next_a = prepared.a(row + rows) + first * rows * a_size_;
+        args.next = Next(row, rows, first);
         args.b = w_ + (first / kQuad * width_ + step.column) * kQuad;
         args.quads = length / kQuad;
         args.row_sums = prepared.sums(block, row);
@@ -179,6 +181,15 @@ class BlockRunner {
     }
   }
 
+  // What a tile fetches meanwhile. Where the tiles have all of the next panel, they begin again.
+  const void* Next(std::int64_t row, std::int64_t rows, std::int64_t first_k) const {
+    const std::int64_t offset = first_k * rows * a_size_;
+    if (next_w_ == nullptr) return workspace_.rows.a(row + rows) + offset;
+    const std::int64_t row_bytes = plan_.layout.PaddedK() * a_size_;
+    const std::int64_t panel_bytes = plan_.layout.PaddedK() * kPanelColumns;
+    return next_w_ + (row * row_bytes + offset) % std::max<std::int64_t>(1, panel_bytes);
+  }
+
   const Plan& plan_;
   const GemmOperands& operands_;
   Workspace& workspace_;
@@ -190,6 +201,7 @@ class BlockRunner {
   PanelColumns columns_{};
   std::int64_t width_ = 0;
   const std::int8_t* w_ = nullptr;
+  const std::int8_t* next_w_ = nullptr;  // where the rows are in the cache
 };
 
 }  // namespace
@@ -202,14 +214,17 @@ void RunItems(const Plan& plan, const GemmOperands& operands, Job& job, std::int
   for (std::int64_t item = first; item >= 0; item = job.Next()) {
     const std::int64_t row_block = item / plan.panel_groups.parts;
     const std::int64_t group = item % plan.panel_groups.parts;
-    if (row_block != prepared) {
+    const bool new_rows = row_block != prepared;
+    if (new_rows) {
       workspace.rows.Prepare(plan, operands, plan.row_blocks.Begin(row_block),
                              plan.row_blocks.Size(row_block));
       prepared = row_block;
     }
     const std::int64_t begin = plan.panel_groups.Begin(group);
-    for (std::int64_t p = 0; p < plan.panel_groups.Size(group); ++p)
-      runner.Run(row_block, begin + p);
+    const std::int64_t panels = plan.panel_groups.Size(group);
+    for (std::int64_t p = 0; p < panels; ++p) {
+      runner.Run(row_block, new_rows && p == 0, begin + p, begin + (p + 1) % panels);
+    }
   }
 }
 

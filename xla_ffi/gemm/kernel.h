@@ -36,7 +36,7 @@ struct TileKey {
 struct TileArgs {
   const void* a;          // prepared rows of x, see AFormat; zero-padded to quads
   std::int64_t a_stride;  // bytes between rows
-  const void* next_a;     // what to fetch meanwhile: as many bytes as `a` has; any address
+  const void* next;       // what to fetch meanwhile: as many bytes as `a` has; any address
   const std::int8_t* b;   // the panel, from the tile's first column and first quad on
   std::int64_t quads;     // of K to sum
   void* out;
