@@ -92,7 +92,7 @@ class BlockRunner {
   }
 
   // While the rows are new, a tile fetches those of the next one; later, a part of the next panel.
-  void Run(std::int64_t row_block, bool new_rows, std::int64_t panel, std::int64_t next_panel) {
+  void Run(const WorkItem& item, bool new_rows, std::int64_t panel, std::int64_t next_panel) {
     const std::int64_t n = plan_.key.shape.n;
     const std::int64_t first_column = panel * kPanelColumns;
     const std::int64_t width = plan_.layout.PanelWidth(panel);
@@ -105,8 +105,8 @@ class BlockRunner {
     next_w_ = new_rows ? nullptr : operands_.w + plan_.layout.PanelOffset(next_panel);
 
     const std::int64_t out_row = n * out_size_;
-    auto* out = static_cast<std::uint8_t*>(operands_.out) +
-                plan_.row_blocks.Begin(row_block) * out_row + first_column * out_size_;
+    auto* out = static_cast<std::uint8_t*>(operands_.out) + item.first_row * out_row +
+                first_column * out_size_;
     args_.out_stride = out_row;
     std::uint8_t* staged = nullptr;
     if (padded) {
@@ -115,7 +115,7 @@ class BlockRunner {
           workspace_.out_tile.Reserve<std::uint8_t>(std::size_t(kMaxTileRows * args_.out_stride));
     }
     // The larger tiles come first.
-    const EvenSplit tiles = plan_.Tiles(plan_.row_blocks.Size(row_block));
+    const EvenSplit tiles = plan_.Tiles(item.rows);
     std::int64_t row = 0;
     for (const auto& [count, rows] : {std::pair(tiles.Larger(), tiles.Size(0)),
                                       std::pair(tiles.parts - tiles.Larger(), tiles.Smaller())}) {
@@ -210,20 +210,17 @@ void RunItems(const Plan& plan, const GemmOperands& operands, Job& job, std::int
   const FloatEnvironment ieee;
   Workspace& workspace = ThreadWorkspace();
   BlockRunner runner(plan, operands, workspace);
-  std::int64_t prepared = -1;
-  for (std::int64_t item = first; item >= 0; item = job.Next()) {
-    const std::int64_t row_block = item / plan.panel_groups.parts;
-    const std::int64_t group = item % plan.panel_groups.parts;
-    const bool new_rows = row_block != prepared;
+  std::int64_t prepared = -1;  // first row
+  for (std::int64_t i = first; i >= 0; i = job.Next()) {
+    const WorkItem& item = plan.items[std::size_t(i)];
+    const bool new_rows = item.first_row != prepared;
     if (new_rows) {
-      workspace.rows.Prepare(plan, operands, plan.row_blocks.Begin(row_block),
-                             plan.row_blocks.Size(row_block));
-      prepared = row_block;
+      workspace.rows.Prepare(plan, operands, item.first_row, item.rows);
+      prepared = item.first_row;
     }
-    const std::int64_t begin = plan.panel_groups.Begin(group);
-    const std::int64_t panels = plan.panel_groups.Size(group);
-    for (std::int64_t p = 0; p < panels; ++p) {
-      runner.Run(row_block, new_rows && p == 0, begin + p, begin + (p + 1) % panels);
+    for (std::int64_t p = 0; p < item.panels; ++p) {
+      const std::int64_t next = item.first_panel + (p + 1) % item.panels;
+      runner.Run(item, new_rows && p == 0, item.first_panel + p, next);
     }
   }
 }

@@ -15,7 +15,7 @@ void RunItems(const Plan& plan, const GemmOperands& operands, Job& job, std::int
 template <class Pool>
 void RunGemm(const Plan& plan, const GemmOperands& operands, Pool& pool) {
   if (plan.key.shape.m == 0 || plan.key.shape.n == 0) return;
-  ParallelClaim(pool, plan.Items(), plan.threads,
+  ParallelClaim(pool, std::int64_t(plan.items.size()), plan.threads,
                 [&](Job& job, std::int64_t first) { RunItems(plan, operands, job, first); });
 }
 

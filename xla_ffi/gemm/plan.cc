@@ -39,15 +39,29 @@ double EstimateCycles(const PlanKey& key, const PackedLayout& layout, double mac
   return std::max(double(key.shape.m) * bytes / macs_per_cycle, bytes / kStreamBytesPerCycle);
 }
 
-// Divides the last block of each thread. A block reads all weights, so it is not made too small.
-void RefineLastBlocks(RowSplit& split, std::int64_t threads) {
-  constexpr std::int64_t kParts = 4, kLeastRows = 4 * kMaxTileRows;
-  const EvenSplit whole = split.coarse;
-  if (whole.parts < 2 * threads) return;
-  const std::int64_t begin = whole.Begin(whole.parts - threads), rest = whole.total - begin;
-  const std::int64_t parts = std::min(kParts * threads, rest / kLeastRows);
-  if (parts <= threads) return;
-  split = {{begin, whole.parts - threads}, {rest, parts}};
+// Adds `rows` in blocks by all panels in groups. The items of a block follow each other, so that
+// one participant tends to stay in a block and prepares its rows of x once.
+void AddItems(Plan& plan, std::int64_t first_row, const EvenSplit& rows, std::int64_t groups) {
+  const EvenSplit panels{plan.layout.Panels(), groups};
+  for (std::int64_t block = 0; block < rows.parts; ++block) {
+    for (std::int64_t g = 0; g < groups; ++g) {
+      plan.items.push_back(
+          {first_row + rows.Begin(block), rows.Size(block), panels.Begin(g), panels.Size(g)});
+    }
+  }
+}
+
+// Row blocks by all panels. The last block of each thread is in small items, so that nobody waits
+// long for the last one: over N first, for a block of fewer rows reads all weights again.
+void AddRowBlocks(Plan& plan, const EvenSplit& blocks, std::int64_t threads) {
+  constexpr std::int64_t kParts = 16, kLeastRows = 4 * kMaxTileRows;
+  const std::int64_t coarse = blocks.parts - threads;
+  if (threads == 1 || coarse < threads) return AddItems(plan, 0, blocks, 1);
+  const std::int64_t begin = blocks.Begin(coarse), rest = blocks.total - begin;
+  const std::int64_t groups = std::min(plan.layout.Panels(), kParts);
+  const std::int64_t parts = std::min(threads * CeilDiv(kParts, groups), rest / kLeastRows);
+  AddItems(plan, 0, {begin, coarse}, 1);
+  AddItems(plan, begin, {rest, std::max(threads, parts)}, groups);
 }
 
 // Splits the work among `threads`. Over M where every thread gets full tiles: no two threads then
@@ -74,10 +88,13 @@ void SplitWork(Plan& plan) {
       panel_groups = std::min({plan.layout.Panels(), CeilDiv(worth, row_blocks), 8 * threads});
     }
   }
-  plan.row_blocks.coarse = {shape.m, std::max<std::int64_t>(1, row_blocks)};
-  if (threads > 1 && panel_groups == 1) RefineLastBlocks(plan.row_blocks, threads);
-  plan.panel_groups = {plan.layout.Panels(), std::max<std::int64_t>(1, panel_groups)};
-  plan.threads = int(std::min(threads, plan.Items()));
+  const EvenSplit blocks{shape.m, std::max<std::int64_t>(1, row_blocks)};
+  if (panel_groups > 1) {
+    AddItems(plan, 0, blocks, panel_groups);
+  } else {
+    AddRowBlocks(plan, blocks, threads);
+  }
+  plan.threads = int(std::min<std::int64_t>(threads, std::int64_t(plan.items.size())));
 }
 
 // Whole cache lines. Rows a multiple of 4 KiB apart would all compete for the same few of them.
@@ -139,11 +156,8 @@ std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
   if (key.shape.m == 0 || key.shape.n == 0) return plan;
 
   SplitWork(*plan);
-  const RowSplit& blocks = plan->row_blocks;
-  const std::int64_t last = blocks.Parts() - 1;
-  for (const std::int64_t block :
-       {std::int64_t(0), blocks.coarse.parts - 1, std::min(blocks.coarse.parts, last), last}) {
-    const EvenSplit tiles = plan->Tiles(blocks.Size(block));
+  for (const WorkItem& item : plan->items) {
+    const EvenSplit tiles = plan->Tiles(item.rows);
     for (const std::int64_t tile : {std::int64_t(0), tiles.parts - 1}) {
       const int rows = int(tiles.Size(tile));
       for (const std::int64_t panel : {std::int64_t(0), plan->layout.Panels() - 1}) {

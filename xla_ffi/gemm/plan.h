@@ -39,27 +39,16 @@ struct EvenSplit {
   std::int64_t Larger() const { return total % parts; }  // how many have one more
 };
 
-// Rows in coarse blocks, the last ones in fine blocks, so that nobody waits long for the last item.
-struct RowSplit {
-  EvenSplit coarse, fine{0, 0};
-
-  std::int64_t Parts() const { return coarse.parts + fine.parts; }
-  std::int64_t Begin(std::int64_t i) const {
-    return i < coarse.parts ? coarse.Begin(i) : coarse.total + fine.Begin(i - coarse.parts);
-  }
-  std::int64_t Size(std::int64_t i) const {
-    return i < coarse.parts ? coarse.Size(i) : fine.Size(i - coarse.parts);
-  }
+// What a participant claims: a block of rows by some panels, one after the other.
+struct WorkItem {
+  std::int64_t first_row, rows, first_panel, panels;
 };
 
-// Work item i: row block i / panel_groups.parts, panel group i % panel_groups.parts, so that one
-// participant tends to stay in a row block and prepares its rows of x once.
 struct Plan {
   PlanKey key;
   const KernelFamily* family = nullptr;
   PackedLayout layout{};
-  RowSplit row_blocks;       // of M
-  EvenSplit panel_groups;    // of the panels
+  std::vector<WorkItem> items;
   int threads = 1;           // worth using
   RowKernels row_kernels{};  // where x is float
   Epilogue epilogue;         // of the kernels: with the zero point that the format of x brings
@@ -69,7 +58,6 @@ struct Plan {
   bool in_place = false;      // the kernels read the rows of x where they are
   std::int64_t a_stride = 0;  // bytes between the rows that kernels read
 
-  std::int64_t Items() const { return row_blocks.Parts() * panel_groups.parts; }
   // The tiles of a row block of so many rows.
   EvenSplit Tiles(std::int64_t rows) const { return {rows, CeilDiv(rows, kMaxTileRows)}; }
   // The steps across a panel of `width` columns with tiles of so many rows.

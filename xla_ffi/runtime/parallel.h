@@ -17,10 +17,11 @@
 
 namespace qgemm {
 
-// Works on `job`, then on what comes while it lingers: 100 µs bridge the operations between two
-// products (10 to 20 gained nothing), and after 20 ms its pool has it back, whatever comes.
+// Works on `job`, then on what comes while it lingers: 300 µs bridge the operations between two
+// products and most of the host's time between two calls (20 gained nothing); after 20 ms its pool
+// has it back, whatever comes.
 inline void Help(std::shared_ptr<Job> job) {
-  constexpr std::chrono::microseconds kLinger{100}, kStay{20000};
+  constexpr std::chrono::microseconds kLinger{300}, kStay{20000};
   const auto leave = Lounge::Clock::now() + kStay;
   while (job != nullptr) {
     job->Participate();
