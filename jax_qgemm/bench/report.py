@@ -56,8 +56,9 @@ def conclusion(report: Report) -> str:
         parts = []
         for name, title in _BASELINES.items():
             values = [ratio[name] for ratio in ratios]
-            reach = f" ({min(values):.2g} to {max(values):.2g})" if len(values) > 1 else ""
-            parts.append(f"{geometric_mean(values):.2g}×{reach} as fast as {title}")
+            mean, low, high = map(_two_digits, (geometric_mean(values), min(values), max(values)))
+            reach = f" ({low} to {high})" if len(values) > 1 else ""
+            parts.append(f"{mean}×{reach} as fast as {title}")
         lines.append(f"- {contestant.title}: {', '.join(parts)}")
     return "\n".join(lines)
 
@@ -86,3 +87,8 @@ def _row(report: Report, result: Result, first: bool) -> tuple[str, ...]:
 def _short(value: float) -> str:
     """Three digits, no exponent."""
     return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+def _two_digits(value: float) -> str:
+    """At least two digits, no exponent."""
+    return f"{value:.{1 if value < 9.95 else 0}f}"

@@ -168,7 +168,9 @@ def test_derived_numbers():
     assert dot.weight_rate == pytest.approx(20 * 70 / 1e-3 / 1e9)
     assert dot.part_of_peak == pytest.approx(dot.gops / 100)
     assert found.results[2].part_of_peak is None  # float32 has another peak
-    assert "4×" in report.conclusion(found)
+    assert "4.0×" in report.conclusion(found)
+    faster = a_report(seconds=(1e-5, 2e-3, 1.2e-3, 6e-3, 8e-3))
+    assert "120× as fast as XLA f32" in report.conclusion(faster)
 
 
 def test_drift_and_unknown_peak_are_said():
