@@ -20,6 +20,16 @@ SCALE_RANGE = (2.0**-126, 2.0**126)
 subnormal numbers for zero, others do not."""
 
 
+FLOATS = ("float32", "bfloat16", "float16")
+"""The dtypes of activations, weights, biases, residuals and float results."""
+
+
+def choices(names) -> str:
+    """`a`, `a or b`, `a, b or c`."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
+
+
 def describe(x) -> str:
     """`float32[8,768]`, `PackedWeight int8[1024,4096]`, or the type's name for what is no array."""
     if x is None:
@@ -50,12 +60,12 @@ def as_array(function: str, name: str, x) -> jax.Array:
 
 
 def float_array(function: str, name: str, x):
-    """`x` as a float32 or bfloat16 array."""
+    """`x` as an array of one of FLOATS."""
     x = as_array(function, name, x)
-    if x.dtype not in (jnp.float32, jnp.bfloat16):
+    if x.dtype.name not in FLOATS:
         castable = jnp.issubdtype(x.dtype, np.number) or x.dtype == bool
         hint = f"; use {name}.astype(jax.numpy.float32)" if castable else ""
-        raise TypeError(f"{function}: {name} must be float32 or bfloat16, got {describe(x)}{hint}")
+        raise TypeError(f"{function}: {name} must be {choices(FLOATS)}, got {describe(x)}{hint}")
     return x
 
 
@@ -66,9 +76,8 @@ def qtype_name(function: str, name: str, qtype) -> str:
         with contextlib.suppress(TypeError, ValueError):
             found = np.dtype(qtype).name
     if not isinstance(found, str) or found not in QRANGE:
-        choices = " or ".join(map(repr, QRANGE))
         shown = repr(found) if isinstance(found, str) else describe(found)
-        raise ValueError(f"{function}: {name} must be {choices}, got {shown}")
+        raise ValueError(f"{function}: {name} must be {choices(map(repr, QRANGE))}, got {shown}")
     return found
 
 

@@ -7,30 +7,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_qgemm import errors
+from jax_qgemm import errors, reference
 from jax_qgemm.errors import describe
 from jax_qgemm.packing import check_packed
 from jax_qgemm.primitives.gemm import gemm
 from jax_qgemm.quantization import zero_point_or_none
 from jax_qgemm.types import GemmSpec, PackedWeight, QuantizedArray
 
-ACTIVATIONS = ("relu",)
 
-
-def dot(x, w: PackedWeight, *, bias=None, activation=None, preferred_element_type=None):
-    """`activation(x @ w + bias)` with int8 arithmetic and a packed weight.
+def dot(
+    x, w: PackedWeight, *, bias=None, residual=None, activation=None, preferred_element_type=None
+):
+    """`activation(x @ w + bias + residual)` with int8 arithmetic and a packed weight.
 
     A float x is quantized on the fly to uint8, each row with a scale and zero point of its own, as
     `quantize(x, "uint8", channelwise_axes=...)` does; a QuantizedArray is taken as it is.
 
     Args:
-      x: float32 or bfloat16 (..., K), or QuantizedArray (..., K) with one scale per tensor or
-        per row.
+      x: float32, bfloat16 or float16 (..., K), or QuantizedArray (..., K) with one scale per
+        tensor or per row.
       w: PackedWeight (K, N).
-      bias: None, or float32 or bfloat16 [N].
-      activation: None or "relu".
-      preferred_element_type: float32 or bfloat16, the dtype of the result. Default: x's dtype;
-        float32 for a QuantizedArray.
+      bias: None, or float32, bfloat16 or float16 [N].
+      residual: None, or float32, bfloat16 or float16 (..., N), the shape of the result.
+      activation: None, "relu", "gelu" (by the error function), "gelu_tanh" (its approximation by
+        tanh) or "silu". Computed in float32, at most 2 units in the last place off.
+      preferred_element_type: float32, bfloat16 or float16, the dtype of the result. Default: x's
+        dtype; float32 for a QuantizedArray.
 
     Returns:
       (..., N). A row of x that holds NaN or Inf gives a row of NaN; a row whose values span less
@@ -49,11 +51,11 @@ def dot(x, w: PackedWeight, *, bias=None, activation=None, preferred_element_typ
         out_dtype = np.dtype(out_dtype).name
     except (TypeError, ValueError):
         out_dtype = str(out_dtype)
-    if out_dtype not in ("float32", "bfloat16"):
+    if out_dtype not in errors.FLOATS:
         raise ValueError(
-            f"dot: preferred_element_type must be float32 or bfloat16, got {out_dtype}"
+            f"dot: preferred_element_type must be {errors.choices(errors.FLOATS)}, got {out_dtype}"
         )
-    return _linear("dot", x, w, bias, activation, out_dtype)
+    return _linear("dot", x, w, bias, residual, activation, out_dtype)
 
 
 def quantized_linear(
@@ -61,24 +63,25 @@ def quantized_linear(
     w: PackedWeight,
     *,
     bias=None,
+    residual=None,
     activation=None,
     out_scale,
     out_zero_point=0,
     out_qtype=None,
 ) -> QuantizedArray:
-    """`quantize(activation(x @ w + bias), out_qtype, scale=out_scale, …)` in one fused step.
+    """`quantize(activation(x @ w + bias + residual), out_qtype, scale=out_scale, …)`, fused.
 
     Args:
       x: QuantizedArray (..., K) with one scale per tensor or per row.
       w: PackedWeight (K, N).
-      bias: None, or float32 or bfloat16 [N].
-      activation: None or "relu".
-      out_scale: float scalar, the scale of the result.
+      bias, residual, activation: as in `dot`.
+      out_scale: the scale of the result: a float scalar, or float32 of shape (N,) or (1, …, 1, N)
+        with one scale for each column.
       out_zero_point: integer scalar in the range of out_qtype; a traced one is clamped to it.
       out_qtype: "int8" or "uint8"; default: x's.
 
     Returns:
-      QuantizedArray (..., N), per tensor.
+      QuantizedArray (..., N), per tensor, or per column: scale and zero_point then are of its rank.
 
     Raises:
       TypeError: an argument of a wrong type or dtype.
@@ -96,15 +99,27 @@ def quantized_linear(
     out_scale = errors.scale_array(name, "out_scale", out_scale)
     zero_point = zero_point_or_none(name, "out_zero_point", out_zero_point, out_qtype)
     out_zero = jnp.int32(0) if zero_point is None else zero_point
-    for argument, value in (("out_scale", out_scale), ("out_zero_point", out_zero)):
-        if value.shape != ():
-            raise ValueError(f"{name}: {argument} has shape {value.shape}, expected () (a scalar)")
-    q = _linear(name, x, w, bias, activation, out_qtype, out_scale, out_zero)
+    if out_zero.shape != ():
+        raise ValueError(
+            f"{name}: out_zero_point has shape {out_zero.shape}, expected () (a scalar)"
+        )
+    check_packed(name, "w", w)
+    n = w.shape[1]
+    full = (*(1,) * (x.ndim - 1), n)
+    if out_scale.shape not in ((), (n,), full):
+        raise ValueError(
+            f"{name}: out_scale has shape {out_scale.shape}, expected (), {(n,)} or {full}"
+        )
+    columns = out_scale.reshape(-1) if out_scale.ndim else out_scale
+    q = _linear(name, x, w, bias, residual, activation, out_qtype, columns, out_zero)
+    if out_scale.ndim:
+        out_scale = out_scale.reshape(full)
+        zero_point = None if zero_point is None else jnp.broadcast_to(zero_point, full)
     return QuantizedArray(q, out_scale, zero_point, out_qtype)
 
 
 def _linear(
-    function, x, w, bias, activation, out_dtype, out_scale=None, out_zero_point=None
+    function, x, w, bias, residual, activation, out_dtype, out_scale=None, out_zero_point=None
 ) -> jax.Array:
     """Check, fold the leading dimensions of x, describe the product as a GemmSpec, run it."""
     check_packed(function, "w", w)
@@ -115,15 +130,23 @@ def _linear(
             f"{function}: w has K={k} but x has {found} in its last dimension "
             f"(x: {describe(x)}, w: {describe(w)})"
         )
-    known = isinstance(activation, str) and activation in ACTIVATIONS
+    known = isinstance(activation, str) and activation in reference.ACTIVATIONS
     if not (activation is None or known):
-        choices = ", ".join(map(repr, (None, *ACTIVATIONS)))
-        raise ValueError(f"{function}: activation must be one of {choices}, got {activation!r}")
+        names = ", ".join(map(repr, (None, *reference.ACTIVATIONS)))
+        raise ValueError(f"{function}: activation must be one of {names}, got {activation!r}")
     if bias is not None:
         bias = errors.float_array(function, "bias", bias).astype(jnp.float32)
         if bias.shape != (n,):
             raise ValueError(
                 f"{function}: bias has shape {bias.shape}, expected {(n,)} (w: {describe(w)})"
+            )
+    if residual is not None:
+        residual = errors.float_array(function, "residual", residual)
+        expected = (*x.shape[:-1], n)
+        if residual.shape != expected:
+            raise ValueError(
+                f"{function}: residual has shape {residual.shape}, expected {expected}, the shape "
+                f"of the result (x: {describe(x)}, w: {describe(w)})"
             )
     dynamic = not isinstance(x, QuantizedArray)
     values, forms, parts = (x, ("none", "none"), (None, None)) if dynamic else _scheme(function, x)
@@ -133,8 +156,10 @@ def _linear(
         x_zero_point=forms[1],
         w_zero_point=w.zero_point is not None,
         bias=bias is not None,
+        residual=residual is not None,
         activation=str(activation or "none"),
         out_dtype=out_dtype,
+        out_scale="column" if out_scale is not None and out_scale.ndim else "tensor",
     )
     operands = {
         "data": w.data,
@@ -144,6 +169,7 @@ def _linear(
         "x_zero_point": parts[1],
         "w_zero_point": w.zero_point,
         "bias": bias,
+        "residual": residual,
         "out_scale": out_scale,
         "out_zero_point": out_zero_point,
     }
@@ -152,13 +178,15 @@ def _linear(
 
 @functools.partial(jax.jit, static_argnames="spec", inline=True)
 def _folded(x, operands, *, spec: GemmSpec):
-    """gemm with the leading dimensions of x and of its per-row parameters folded into M."""
+    """gemm with the leading dimensions of x, its per-row parameters and residual folded into M."""
     m, k = math.prod(x.shape[:-1]), x.shape[-1]
     rows = {
         name: jnp.broadcast_to(operands[name], (*x.shape[:-1], 1)).reshape(m)
         for name in ("x_scale", "x_zero_point")
         if getattr(spec, name) == "row"
     }
+    if spec.residual:
+        rows["residual"] = operands["residual"].reshape(m, operands["residual"].shape[-1])
     out = gemm(spec, **(operands | rows | {"x": x.reshape(m, k)}))
     return out.reshape(*x.shape[:-1], out.shape[-1])
 

@@ -56,12 +56,12 @@ def pack_weight(kernel, qtype="int8", *, symmetric=None) -> PackedWeight:
     """Quantize a float (K, N) weight with one scale per column and pack it.
 
     Args:
-      kernel: float32 or bfloat16 (K, N).
+      kernel: float32, bfloat16 or float16 (K, N).
       qtype: "int8" or "uint8".
       symmetric: as in `quantize`.
 
     Raises:
-      TypeError: kernel is not float32 or bfloat16.
+      TypeError: kernel is of another dtype.
       ValueError: kernel is not 2-D, unknown qtype.
     """
     kernel = errors.float_array("pack_weight", "kernel", kernel)

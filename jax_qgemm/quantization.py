@@ -26,7 +26,7 @@ def quantize(
     and NaN becomes the zero point.
 
     Args:
-      x: float32 or bfloat16, any shape.
+      x: float32, bfloat16 or float16, any shape.
       qtype: "int8" or "uint8", or the dtype.
       channelwise_axes: axes along which every index has a scale of its own; () is per tensor.
         For a (K, N) weight [1], for activations all axes but the last.
@@ -41,7 +41,7 @@ def quantize(
       is 0 for int8.
 
     Raises:
-      TypeError: x is not float32 or bfloat16, axes or zero_point are no integers.
+      TypeError: x is of another dtype, axes or zero_point are no integers.
       ValueError: unknown qtype, axes outside x, scale or zero_point of a wrong shape, or with
         values outside their range (checked where they are known at trace time): 2**-126 to 2**126
         for scale.

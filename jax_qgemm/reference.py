@@ -153,6 +153,30 @@ def unpack(data, k: int, n: int):
 # The product
 
 
+def _silu(y):
+    return y * lax.logistic(y)
+
+
+def _gelu(y):
+    """y times the normal distribution's integral."""
+    return np.float32(0.5) * y * lax.erfc(y * np.float32(-np.sqrt(0.5)))
+
+
+def _gelu_tanh(y):
+    """`y/2 · (1 + tanh(v))` with v = √(2/π)·(y + 0.044715 y³), as y times the logistic function of
+    2v: the same, without the difference of nearly equal numbers."""
+    return y * lax.logistic(np.float32(2 * np.sqrt(2 / np.pi)) * (y + 0.044715 * y * y * y))
+
+
+ACTIVATIONS = {
+    "relu": lambda y: jnp.where(y < 0, 0, y),
+    # At -150 they have reached -0; at -Inf they would be -Inf times 0.
+    "gelu": lambda y: _gelu(jnp.maximum(y, -150)),
+    "gelu_tanh": lambda y: _gelu_tanh(jnp.maximum(y, -150)),
+    "silu": lambda y: _silu(jnp.maximum(y, -150)),
+}
+
+
 def gemm(
     x,
     data,
@@ -162,6 +186,7 @@ def gemm(
     x_zero_point=None,
     w_zero_point=None,
     bias=None,
+    residual=None,
     out_scale=None,
     out_zero_point=None,
     *,
@@ -169,7 +194,8 @@ def gemm(
 ):
     """out[M,N] of x [M,K] and a packed weight, in the order of the output pipeline.
 
-    `acc = Σ_k (x - x_zero_point) * (w - w_zero_point)` exactly; scales; bias; activation; output.
+    `acc = Σ_k (x - x_zero_point) * (w - w_zero_point)` exactly; scales; bias; residual; activation;
+    output.
     The column sums are the native kernels' shortcut to the same value.
     """
     del column_sums
@@ -193,8 +219,10 @@ def gemm(
         y = y * (x_scale * w_scale)
     if bias is not None:
         y = _rounded(y) + bias
-    if spec.activation == "relu":
-        y = jnp.where(y < 0, 0, y)
+    if residual is not None:
+        y = y + residual.astype(jnp.float32)
+    if spec.activation != "none":
+        y = ACTIVATIONS[spec.activation](y)
     if spec.out_dtype in QRANGE:
         return quantize_static(y, out_scale, out_zero_point, spec.out_dtype)
     return y.astype(spec.out_dtype)

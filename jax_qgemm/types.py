@@ -228,9 +228,10 @@ class GemmSpec:
     Attributes:
       dynamic: x is float, quantized per row inside; no x_scale, no x_zero_point.
       x_scale, x_zero_point: "none", "tensor" or "row".
-      w_zero_point, bias: whether that operand is present.
-      activation: "none" or "relu".
-      out_dtype: "float32", "bfloat16", "int8", "uint8" or "int32" (the raw sums).
+      w_zero_point, bias, residual: whether that operand is present.
+      activation: "none", or a key of `reference.ACTIVATIONS`.
+      out_dtype: "float32", "bfloat16", "float16", "int8", "uint8" or "int32" (the raw sums).
+      out_scale: of an 8-bit result: one per "tensor" or "column".
     """
 
     dynamic: bool
@@ -238,8 +239,10 @@ class GemmSpec:
     x_zero_point: str = "none"
     w_zero_point: bool = False
     bias: bool = False
+    residual: bool = False
     activation: str = "none"
     out_dtype: str = "float32"
+    out_scale: str = "tensor"
 
 
 def _brief(part) -> str:

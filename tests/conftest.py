@@ -62,10 +62,11 @@ def assert_same():
             a, b = got.astype(np.float32), want.astype(np.float32)
             same = (a == b) & (np.signbit(a) == np.signbit(b)) | (np.isnan(a) & np.isnan(b))
             if not exact:
-                unit = 2**-7 if want.dtype == ml_dtypes.bfloat16 else 2**-23
+                info = ml_dtypes.finfo(want.dtype)
                 top = np.abs(b) if largest is None else np.maximum(np.abs(b), largest)
+                top = np.maximum(top, float(info.tiny))
                 with np.errstate(invalid="ignore"):
-                    same |= np.abs(a - b) <= 2 * unit * top
+                    same |= np.abs(a - b) <= 2 * float(info.eps) * top
             far = ~same
         assert not far.any(), (
             f"{what}: {far.sum()} of {far.size} differ, the first at "

@@ -4,11 +4,14 @@ This is the bitwise definition that the native kernels must meet on every instru
 written from the definition and shares no code with the package.
 """
 
+import math
+
 import ml_dtypes
 import numpy as np
 
 F32 = np.float32
 BF16 = ml_dtypes.bfloat16
+FLOATS = {"float32": F32, "bfloat16": BF16, "float16": np.float16}
 RANGE = {"int8": (-128, 127), "uint8": (0, 255)}
 FLT_MAX, FLT_MIN = np.finfo(F32).max, np.finfo(F32).tiny
 
@@ -22,7 +25,7 @@ def to_int(t, zero_point, qtype):
 
 def quantize_static(x, scale, zero_point, qtype):
     with np.errstate(over="ignore"):
-        inverse = np.minimum(F32(1) / F32(scale), FLT_MAX)
+        inverse = np.minimum(F32(1) / np.asarray(scale, F32), FLT_MAX)
         t = np.asarray(x).astype(F32) * inverse
     return to_int(t, np.asarray(zero_point, F32), qtype)
 
@@ -67,6 +70,33 @@ def accumulate(qx, zx, qw, zw):
     return (a @ b).astype(np.int64)
 
 
+def each(function, y):
+    """A function of a float on an array, in float64; NaN stays NaN."""
+    values = [v if math.isnan(v) else function(v) for v in np.asarray(y, np.float64).flat]
+    return np.reshape(values, y.shape)
+
+
+def _logistic(v):
+    return 1 / (1 + math.exp(-v)) if v > -700 else 0.0
+
+
+def _times(y, tail):
+    """y · tail(y); 0 where the tail is, also at -inf."""
+    return tail(y) and y * tail(y)
+
+
+def _tanh_argument(y):
+    return 2 * math.sqrt(2 / math.pi) * (y + 0.044715 * y**3) if y > -1e3 else y
+
+
+SMOOTH = {
+    "gelu": lambda y: _times(y, lambda v: math.erfc(-v / math.sqrt(2)) / 2),
+    "gelu_tanh": lambda y: _times(y, lambda v: _logistic(_tanh_argument(min(v, 1e3)))),
+    "silu": lambda y: _times(y, _logistic),
+}
+"""Activations that kernels approximate, here in float64."""
+
+
 def linear(
     qx,
     sx,
@@ -76,12 +106,14 @@ def linear(
     zw=None,
     *,
     bias=None,
+    residual=None,
     activation=None,
     out="float32",
     out_scale=None,
     out_zero_point=0,
 ):
-    """The product [M,N]. sx is () or [M,1], zx like it, sw and zw broadcast over columns [N]."""
+    """The product [M,N]. sx is () or [M,1], zx like it, sw, zw and out_scale broadcast over columns
+    [N]; the residual is [M,N]. Smooth activations are exact here, which kernels need not be."""
     k, n = qw.shape
     sx, sw = np.asarray(sx, F32), np.broadcast_to(np.asarray(sw, F32).reshape(-1), (n,))
     block = 65536 if zw is None else 32768
@@ -98,11 +130,15 @@ def linear(
         y = y * (sx * sw) if sx.ndim == 0 else (y * sw) * sx
         if bias is not None:
             y = y + np.asarray(bias).astype(F32)
+        if residual is not None:
+            y = y + np.asarray(residual).astype(F32)
         if activation == "relu":
             y = np.where(y < 0, F32(0), y)
+        elif activation in SMOOTH:
+            y = each(SMOOTH[activation], y).astype(F32)
         if out in RANGE:
             return quantize_static(y, out_scale, out_zero_point, out)
-        return y.astype(BF16 if out == "bfloat16" else F32)
+        return y.astype(FLOATS[out])
 
 
 def dot(x, qw, sw, zw=None, **epilogue):

@@ -50,7 +50,7 @@ def test_dot_k_mismatch(w, xq):
         jq.dot(jnp.float32(1), w)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "int32", "int8", "bool"])
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "int32", "int8", "bool"])
 def test_unsupported_float_dtypes_say_what_to_use(dtype, small):
     x = X.astype(dtype)
     for name, call in {
@@ -59,7 +59,8 @@ def test_unsupported_float_dtypes_say_what_to_use(dtype, small):
         "pack_weight: kernel": lambda: jq.pack_weight(x),
     }.items():
         argument = name.split()[-1]
-        message = f"{name} must be float32 or bfloat16, got {dtype}[8,768]; use {argument}.astype("
+        message = f"{name} must be float32, bfloat16 or float16, got {dtype}[8,768]; use "
+        message += f"{argument}.astype("
         with refuses(TypeError, message):
             call()
 
@@ -67,7 +68,7 @@ def test_unsupported_float_dtypes_say_what_to_use(dtype, small):
 def test_float64_under_x64(small):
     with jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64():
         x = jnp.ones((8, 768), jnp.float64)
-        with refuses(TypeError, "dot: x must be float32 or bfloat16, got float64[8,768]"):
+        with refuses(TypeError, "dot: x must be float32, bfloat16 or float16, got float64[8,768]"):
             jq.dot(x, small)
         y = jq.dot(x.astype(jnp.float32), small)
         q = jq.quantize(x.astype(jnp.float32), "uint8", channelwise_axes=[0])
@@ -112,11 +113,21 @@ def test_x_of_a_wrong_kind(small):
 
 def test_activation(small, xq):
     for call in (
-        lambda: jq.dot(X, small, activation="gelu"),
-        lambda: jq.quantized_linear(xq, small, activation="gelu", out_scale=1.0),
+        lambda: jq.dot(X, small, activation="swish"),
+        lambda: jq.quantized_linear(xq, small, activation="swish", out_scale=1.0),
     ):
-        with refuses(ValueError, "activation must be one of None, 'relu', got 'gelu'"):
+        choices = "None, 'relu', 'gelu', 'gelu_tanh', 'silu'"
+        with refuses(ValueError, f"activation must be one of {choices}, got 'swish'"):
             call()
+
+
+def test_residual(small, xq):
+    with refuses(ValueError, "dot: residual has shape (3,), expected (8, 3), the shape of the res"):
+        jq.dot(X, small, residual=jnp.ones(3))
+    with refuses(TypeError, "dot: residual must be float32, bfloat16 or float16, got int8[8,3]"):
+        jq.dot(X, small, residual=jnp.ones((8, 3), jnp.int8))
+    with refuses(ValueError, "quantized_linear: residual has shape (8, 1), expected (8, 3)"):
+        jq.quantized_linear(xq, small, residual=jnp.ones((8, 1)), out_scale=1.0)
 
 
 def test_bias(small):
@@ -125,14 +136,16 @@ def test_bias(small):
     with refuses(ValueError, "dot: bias has shape (1, 3), expected (3,)"):
         jq.dot(X, small, bias=jnp.ones((1, 3)))
     with refuses(
-        TypeError, "dot: bias must be float32 or bfloat16, got int32[3]; use bias.astype("
+        TypeError, "dot: bias must be float32, bfloat16 or float16, got int32[3]; use bias.astype("
     ):
         jq.dot(X, small, bias=jnp.ones(3, jnp.int32))
 
 
-@pytest.mark.parametrize("wrong", [jnp.int32, "float16", "float33", object()])
+@pytest.mark.parametrize("wrong", [jnp.int32, "float64", "float33", object()])
 def test_preferred_element_type(wrong, small):
-    with refuses(ValueError, "dot: preferred_element_type must be float32 or bfloat16, got "):
+    with refuses(
+        ValueError, "dot: preferred_element_type must be float32, bfloat16 or float16, got "
+    ):
         jq.dot(X, small, preferred_element_type=wrong)
 
 
@@ -175,8 +188,10 @@ def test_scale_shapes(small, xq):
         jq.quantize(X, "int8", channelwise_axes=[0], scale=np.ones((1, 768)))
     with refuses(ValueError, "quantize: zero_point has shape (8,), expected () or the shape of"):
         jq.quantize(X, "uint8", scale=np.ones((8, 1)), zero_point=np.ones(8, int))
-    with refuses(ValueError, "quantized_linear: out_scale has shape (3,), expected () (a scalar)"):
-        jq.quantized_linear(xq, small, out_scale=np.ones(3))
+    with refuses(
+        ValueError, "quantized_linear: out_scale has shape (4,), expected (), (3,) or (1,"
+    ):
+        jq.quantized_linear(xq, small, out_scale=np.ones(4))
     with refuses(ValueError, "quantized_linear: out_zero_point has shape (1,), expected ()"):
         jq.quantized_linear(xq, small, out_scale=1.0, out_zero_point=np.ones(1, int))
     columns = jq.quantize(X, "int8", channelwise_axes=[1])
@@ -280,7 +295,7 @@ def test_python_numbers_in_a_quantized_array(xq):
 
 def test_arrays_of_an_unusual_kind(small, xq):
     key = jax.random.key(0)
-    with refuses(TypeError, "dot: x must be float32 or bfloat16, got key<fry>[]"):
+    with refuses(TypeError, "dot: x must be float32, bfloat16 or float16, got key<fry>[]"):
         jq.dot(key, small)
     with refuses(TypeError, "quantize: scale must be float32, got key<fry>[]"):
         jq.quantize(X, "int8", scale=key)
@@ -290,7 +305,10 @@ def test_arrays_of_an_unusual_kind(small, xq):
         jq.quantize(np.array([object()]), "int8")
     with refuses(TypeError, "quantize: x must be an array, got None"):
         jq.quantize(None, "int8")
-    with refuses(ValueError, "dot: activation must be one of None, 'relu', got array('relu'"):
+    with refuses(
+        ValueError,
+        "dot: activation must be one of None, 'relu', 'gelu', 'gelu_tanh', 'silu', got ar",
+    ):
         jq.dot(X, small, activation=np.array("relu"))
 
 
@@ -306,7 +324,9 @@ def test_forms_of_scale_and_zero_point(small, xq):
         with refuses(TypeError, "quantized_linear: out_scale must be float32, got bool[]"):
             jq.quantized_linear(xq, small, out_scale=wrong)
     assert jq.quantized_linear(xq, small, out_scale=10**30).scale == np.float32(1e30)
-    with refuses(ValueError, "quantized_linear: out_scale has shape (1,), expected () (a scalar)"):
+    with refuses(
+        ValueError, "quantized_linear: out_scale has shape (1,), expected (), (3,) or (1,"
+    ):
         jax.jit(lambda s: jq.quantized_linear(xq, small, out_scale=[s]))(1.0)
     with refuses(TypeError, "quantized_linear: out_scale must be an array, got None"):
         jq.quantized_linear(xq, small, out_scale=None)

@@ -28,6 +28,7 @@ ATTRIBUTES = {
     "has_x_zero_point": False,
     "has_w_zero_point": False,
     "has_bias": False,
+    "has_residual": False,
     "activation": "none",
 }
 
@@ -52,11 +53,12 @@ def test_a_program_that_fits():
         ("column_sums has shape", {"column_sums": zeros((1, N + 1), S32)}),
         ("out has shape", {"out": ((M + 1, N), F32)}),
         ("x has rank", {"x": zeros((M, K, 1), F32)}),
-        ("unsupported dtype", {"x": zeros((M, K), jnp.float16)}),
-        ("unsupported dtype", {"out": ((M, N), jnp.float16)}),
+        ("unsupported dtype", {"x": zeros((M, K), jnp.int16)}),
+        ("unsupported dtype", {"out": ((M, N), jnp.int16)}),
         ("activation 'swish'", {"attributes": {"activation": "swish"}}),
         ("dynamic quantization", {"attributes": {"dynamic": False}}),
         ("bias is missing", {"attributes": {"has_bias": True}}),
+        ("residual is missing", {"attributes": {"has_residual": True}}),
         ("w_zero_point is missing", {"attributes": {"has_w_zero_point": True}}),
         ("out_scale is missing", {"out": ((M, N), U8)}),
         ("int32 result", {"out": ((M, N), S32)}),
@@ -73,6 +75,8 @@ def test_gemm_refuses(reason, arguments):
     [
         ("bias has shape", [zeros((N + 1,), F32)], {"has_bias": True}),
         ("bias is missing or of another dtype", [zeros((N,), S32)], {"has_bias": True}),
+        ("residual has shape", [zeros((M, N + 1), F32)], {"has_residual": True}),
+        ("unsupported dtype of residual", [zeros((M, N), S32)], {"has_residual": True}),
         ("optional operands", [zeros((N,), F32)], {}),
     ],
 )
@@ -87,6 +91,14 @@ def test_gemm_refuses_a_scale_of_another_length():
     for shape in [(M + 1,), (1, M)]:
         with pytest.raises(jax.errors.JaxRuntimeError, match="x_scale has shape"):
             gemm(zeros(shape, F32), x=x, attributes=flags)
+
+
+def test_gemm_refuses_an_out_scale_of_another_length():
+    x, flags, out = zeros((M, K), U8), {"dynamic": False}, ((M, N), U8)
+    one, zero = jnp.float32(1), jnp.int32(0)
+    assert gemm(one, jnp.ones(N), zero, x=x, attributes=flags, out=out).shape == (M, N)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="out_scale has shape"):
+        gemm(one, jnp.ones(M), zero, x=x, attributes=flags, out=out)
 
 
 def test_pack_refuses():

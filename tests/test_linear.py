@@ -12,12 +12,15 @@ import pytest
 from cases import K, M, N, pairwise
 
 import jax_qgemm as jq
+from jax_qgemm import native
 from jax_qgemm.primitives.gemm import gemm
 from jax_qgemm.types import GemmSpec
 
-X = ("f32", "bf16", "s8 tensor", "s8 tensor zero", "u8 tensor", "s8 row", "u8 row")
+EXACT = bool(native.targets)  # else XLA's lowering is tested, within 2 ulp
+X = ("f32", "bf16", "f16", "s8 tensor", "s8 tensor zero", "u8 tensor", "s8 row", "u8 row")
+X_FLOAT = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 W = ("s8 column", "s8 tensor", "s8 zero", "u8 column")
-OUT = ("float32", "bfloat16", "int8", "uint8", "int32")
+OUT = ("float32", "bfloat16", "float16", "int8", "uint8", "int32")
 
 
 def make_weight(rng, k, n, form):
@@ -36,8 +39,8 @@ def make_weight(rng, k, n, form):
 
 def make_x(rng, m, k, form):
     """(x as the user passes it, its 8-bit values, scale, zero point)."""
-    if form in ("f32", "bf16"):
-        x = jnp.asarray(rng.standard_normal((m, k)), "float32" if form == "f32" else "bfloat16")
+    if form in X_FLOAT:
+        x = jnp.asarray(rng.standard_normal((m, k)), X_FLOAT[form])
         return x, *oracle.quantize(x, "uint8", (0,), symmetric=False)
     qtype = {"s8": "int8", "u8": "uint8"}[form[:2]]
     low, high = oracle.RANGE[qtype]
@@ -72,39 +75,52 @@ def raw(x, w):
     )
 
 
-def check(rng, each_isa, assert_same, *, m, n, k, x, w, out, bias, activation):
-    """One combination on every instruction set. Float x has no int32 or 8-bit output: f32."""
-    if x in ("f32", "bf16") and out not in ("float32", "bfloat16"):
+def check(
+    rng, each_isa, assert_same,
+    *, m, n, k, x, w, out, bias, activation, residual=None, per_column=False,
+):  # fmt: skip
+    """One combination on every instruction set. Float x has no int32 or 8-bit output: f32.
+
+    A smooth activation is within 2 ulp of the exact one, and has the same bits everywhere.
+    """
+    if x in X_FLOAT and out not in oracle.FLOATS:
         out = "float32"
     if out == "int32":
-        bias = activation = None
+        bias = residual = activation = None
     xs, qx, sx, zx = make_x(rng, m, k, x)
     ws, stored, sw, zw = make_weight(rng, k, n, w)
     b = jnp.asarray(rng.standard_normal(n) * np.sqrt(k), bias) if bias else None
+    r = jnp.asarray(rng.standard_normal((m, n)) * 3, residual) if residual else None
     plain = oracle.linear(qx, sx, zx, stored, sw, zw)
     spread = max(float(np.std(plain)) if plain.size else 0.0, 1e-3)
     out_scale, out_zero = np.float32(spread / 40), 3 if out == "int8" else 130
+    if per_column:
+        out_scale = out_scale * rng.uniform(0.5, 2, n).astype(np.float32)
     want = oracle.linear(
-        qx, sx, zx, stored, sw, zw,
-        bias=b, activation=activation, out=out, out_scale=out_scale, out_zero_point=out_zero,
+        qx, sx, zx, stored, sw, zw, bias=b, residual=r,
+        activation=activation, out=out, out_scale=out_scale, out_zero_point=out_zero,
     )  # fmt: skip
 
     @jax.jit
-    def run(x, w, b, out_scale, out_zero):
+    def run(x, w, b, r, out_scale, out_zero):
         if out == "int32":
             return raw(x, w)
         if out in ("int8", "uint8"):
             y = jq.quantized_linear(
-                x, w, bias=b, activation=activation,
+                x, w, bias=b, residual=r, activation=activation,
                 out_scale=out_scale, out_zero_point=out_zero, out_qtype=out,
             )  # fmt: skip
             return y.qvalue
-        return jq.dot(x, w, bias=b, activation=activation, preferred_element_type=out)
+        return jq.dot(x, w, bias=b, residual=r, activation=activation, preferred_element_type=out)
 
-    largest = np.abs(plain) + (0 if b is None else np.abs(np.asarray(b, np.float32)))
+    largest = sum(np.abs(np.asarray(t, np.float32)) for t in (plain, b, r) if t is not None)
+    exact = EXACT and activation not in oracle.SMOOTH
+    results = []
     for isa in each_isa():
-        got = run(xs, ws, b, out_scale, jnp.int32(out_zero))
-        assert_same(got, want, isa, largest)
+        got = run(xs, ws, b, r, out_scale, jnp.int32(out_zero))
+        assert_same(got, want, isa, None if EXACT else largest, exact=exact)
+        results.append(np.asarray(got))
+        np.testing.assert_array_equal(results[0], results[-1], isa)
 
 
 @pytest.mark.parametrize("case", pairwise(m=M, n=N, x=X[:5]), ids=str)
@@ -136,6 +152,45 @@ def test_k_around_quads_with_every_operand(case, rng, each_isa, assert_same):
 )
 def test_every_epilogue(case, rng, each_isa, assert_same):
     check(rng, each_isa, assert_same, **case)
+
+
+@pytest.mark.parametrize(
+    "case",
+    pairwise(
+        x=("f32", "f16", "u8 tensor", "s8 row"),
+        out=OUT[:-1],
+        bias=(None, "float16"),
+        residual=(None, "float32", "bfloat16", "float16"),
+        activation=(None, "relu", "gelu", "gelu_tanh", "silu"),
+        per_column=(False, True),
+        m=(1, 6, 13),
+        n=(3, 16, 65, 129),
+        k=(4, 33, 128),
+    ),
+    ids=str,
+)
+def test_the_whole_output_pipeline(case, rng, each_isa, assert_same):
+    check(rng, each_isa, assert_same, **case, w="u8 column")
+
+
+@pytest.mark.parametrize("out", oracle.FLOATS)
+@pytest.mark.parametrize("activation", oracle.SMOOTH)
+def test_activations_at_every_magnitude(activation, out, rng, each_isa, assert_same):
+    """The residual alone is what reaches the activation: signs and exponents all."""
+    bits = np.arange(2**16, dtype=np.uint32) << 16 | rng.integers(2**16, size=2**16, dtype="uint32")
+    y = bits.view(np.float32).reshape(-1, 256)
+    y[np.isnan(y)] = np.nan  # quiet
+    w, *_ = make_weight(rng, 8, 256, "s8 column")
+    want = oracle.each(oracle.SMOOTH[activation], y)
+    with np.errstate(over="ignore"):
+        want = want.astype(np.float32).astype(oracle.FLOATS[out])
+    # XLA flushes subnormals, 2**-126 and below, and rounds the argument.
+    largest = None if EXACT else np.maximum(np.abs(np.nan_to_num(y, posinf=0, neginf=0)), 2**-103)
+    for isa in each_isa():
+        got = jq.dot(
+            jnp.zeros((256, 8)), w, residual=y, activation=activation, preferred_element_type=out
+        )
+        assert_same(np.asarray(got) + 0, want + 0, isa, largest, exact=False)
 
 
 @pytest.mark.parametrize("m,n,k", [(131, 300, 257), (40, 1000, 800), (300, 70, 1000)])

@@ -170,6 +170,21 @@ def test_vmap_row_parameters_alone(rng, w):
     assert "scan" not in primitives(jax.vmap(scaled), scales) + primitives(jax.vmap(valued), values)
 
 
+def test_vmap_residual(rng, w):
+    x, residual = floats(rng, 4, K), floats(rng, 5, 4, N)
+
+    def added(x, r):
+        return jq.dot(x, w, residual=r, activation="gelu")
+
+    want = jnp.stack([added(x, r) for r in residual])
+    assert equal(jax.vmap(added, (None, 0))(x, residual), want)
+    assert equal(jax.vmap(added, (None, 2))(x, jnp.moveaxis(residual, 0, 2)), want)
+    assert "scan" not in primitives(jax.vmap(added, (None, 0)), x, residual)
+    xs = floats(rng, 5, 4, K)
+    want = jnp.stack([added(x, residual[0]) for x in xs])
+    assert equal(jax.vmap(added, (0, None))(xs, residual[0]), want)
+
+
 @pytest.mark.parametrize("batch,m", [(0, 3), (3, 0), (1, 1)])
 def test_vmap_of_empty_and_single_batches(batch, m, rng, w, weights):
     x = floats(rng, batch, m, K)

@@ -34,7 +34,7 @@ class QDense(nn.Module):
       features: N, the size of the result's last axis.
       use_bias: add a bias (default True).
       dtype: of the result; default: what the inputs and the parameters promote to. Any real inputs
-        are taken, and computed with in float32 or bfloat16.
+        are taken, and computed with in float32, bfloat16 or float16.
       param_dtype: dtype in which kernel and bias are initialised. A packed kernel does not know
         the dtype it had: it promotes as the bias does, or as param_dtype where there is no bias.
       kernel_init, bias_init: initialisers, as of `nn.Dense`.
@@ -51,7 +51,7 @@ class QDense(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, activation: str | None = None) -> jax.Array:
-        """inputs @ kernel + bias, then `activation` (None or "relu"), fused."""
+        """inputs @ kernel + bias, then `activation` as in `jax_qgemm.dot`, fused."""
         inputs = errors.as_array("QDense", "inputs", inputs)
         kernel, param_dtype = self._kernel(inputs.shape[-1])
         bias = None
@@ -150,8 +150,8 @@ def _why_not(group: Mapping[str, Any], kernel: jax.Array) -> str:
         return f"its kernel is {errors.describe(kernel)}, not an array"
     if kernel.ndim != 2:
         return f"its kernel has {kernel.ndim} axes, not 2"
-    if kernel.dtype not in (jnp.float32, jnp.bfloat16):
-        return f"its kernel is {kernel.dtype.name}: float32 and bfloat16 are supported"
+    if kernel.dtype.name not in errors.FLOATS:
+        return f"its kernel is {kernel.dtype.name}, not {errors.choices(errors.FLOATS)}"
     return ""
 
 

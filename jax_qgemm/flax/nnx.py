@@ -53,8 +53,8 @@ class QLinear(nnx.Module):
       use_bias: add a bias (default True).
       qtype: format of the weight, as for `jax_qgemm.pack_weight`.
       dtype: of the result; default: what x, param_dtype and the bias promote to. Any real x is
-        taken, and computed with in float32 or bfloat16.
-      param_dtype: dtype in which kernel and bias are initialised, float32 or bfloat16.
+        taken, and computed with in float32, bfloat16 or float16.
+      param_dtype: dtype in which kernel and bias are initialised: float32, bfloat16 or float16.
       kernel_init, bias_init: initialisers, as of `nnx.Linear`.
       rngs: rng keys, of which "params" is used.
     """
@@ -100,7 +100,7 @@ class QLinear(nnx.Module):
         """The quantized form of a float layer. They share the bias, and `linear` stays as it is.
 
         Raises `TypeError` for what is not exactly an `nnx.Linear` and `ValueError` for one that
-        computes what `QLinear` cannot (stacked kernels, float16, custom `dot_general`, …) or that
+        computes what `QLinear` cannot (stacked kernels, float64, custom `dot_general`, …) or that
         has only shapes, no values yet.
         """
         if not isinstance(linear, nnx.Linear):
@@ -140,7 +140,7 @@ class QLinear(nnx.Module):
     def __call__(
         self, x: jax.typing.ArrayLike, out_sharding: None = None, *, activation: str | None = None
     ) -> jax.Array:
-        """x @ weight + bias, then `activation` (None or "relu"), fused: (…, in) → (…, out)."""
+        """x @ weight + bias, then `activation` as in `jax_qgemm.dot`, fused: (…, in) → (…, out)."""
         if out_sharding is not None:
             raise NotImplementedError(
                 f"QLinear: out_sharding must be None, got {out_sharding}: a quantized layer cannot "
@@ -281,8 +281,8 @@ def _why_not(layer: nnx.Module) -> str:
         ("computes in", layer.dtype or kernel.dtype),
         ("is stored in", kernel.dtype),
     ):
-        if dtype not in (jnp.float32, jnp.bfloat16):
-            return f"it {what} {jnp.dtype(dtype).name}: float32 and bfloat16 are supported"
+        if jnp.dtype(dtype).name not in errors.FLOATS:
+            return f"it {what} {jnp.dtype(dtype).name}, not {errors.choices(errors.FLOATS)}"
     return ""
 
 

@@ -21,8 +21,8 @@ def promoted_dot(
 ) -> jax.Array:
     """`dot` of any real x; the result is of `dtype`, else what x and the parameters promote to.
 
-    Inside, x is float32, or bfloat16 where that loses nothing or is what was asked for. Results
-    other than float32 and bfloat16 are computed in float32 and then cast.
+    Inside, x is float32, or bfloat16 or float16 where it has that dtype or that is what was asked
+    for. Results of other dtypes (float64) are computed in float32 and then cast.
     """
     x = errors.as_array(layer, "x", x)
     if dtype is None:
@@ -35,9 +35,10 @@ def promoted_dot(
         )
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise TypeError(f"{layer}: x must be real, got {errors.describe(x)}")
-    computed = jnp.bfloat16 if dtype == jnp.bfloat16 else jnp.float32
-    x = x.astype(jnp.bfloat16 if x.dtype == jnp.bfloat16 else computed)
-    if bias is not None and bias.dtype != jnp.bfloat16:
+    computed = dtype if jnp.dtype(dtype).name in errors.FLOATS else jnp.float32
+    if x.dtype == jnp.float32 or x.dtype.name not in errors.FLOATS:
+        x = x.astype(computed)
+    if bias is not None and bias.dtype.name not in errors.FLOATS:
         bias = bias.astype(jnp.float32)
     y = dot(x, weight, bias=bias, activation=activation, preferred_element_type=computed)
     return y.astype(dtype)

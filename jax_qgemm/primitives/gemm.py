@@ -6,7 +6,7 @@ import numpy as np
 
 from jax_qgemm import reference
 from jax_qgemm.compat import ShapedArray
-from jax_qgemm.errors import describe
+from jax_qgemm.errors import FLOATS, choices, describe
 from jax_qgemm.primitives import common
 from jax_qgemm.types import GemmSpec
 
@@ -26,6 +26,7 @@ def operand_names(spec: GemmSpec) -> tuple[str, ...]:
         "x_zero_point": spec.x_zero_point != "none",
         "w_zero_point": spec.w_zero_point,
         "bias": spec.bias,
+        "residual": spec.residual,
         "out_scale": requantized,
         "out_zero_point": requantized,
     }
@@ -49,15 +50,17 @@ def _abstract_eval(*avals, spec: GemmSpec):
         "x_zero_point": (rows[spec.x_zero_point], "int32"),
         "w_zero_point": ((n,), "int32"),
         "bias": ((n,), "float32"),
-        "out_scale": ((), "float32"),
+        "residual": ((m, n), FLOATS),
+        "out_scale": ((n,) if spec.out_scale == "column" else (), "float32"),
         "out_zero_point": ((), "int32"),
     }
     for name in operand_names(spec)[1:]:
-        shape, dtype = expected[name]
+        shape, dtypes = expected[name]
         found = operands[name]
-        if found.shape != shape or found.dtype != dtype:
+        dtypes = (dtypes,) if isinstance(dtypes, str) else dtypes
+        if found.shape != shape or found.dtype.name not in dtypes:
             dims = ",".join(map(str, shape))
-            what = f"{dtype}[{dims}] for x {describe(operands['x'])} and N={n}"
+            what = f"{choices(dtypes)}[{dims}] for x {describe(operands['x'])} and N={n}"
             _refuse(name, found, what)
     return [ShapedArray((m, n), np.dtype(spec.out_dtype))]
 
@@ -79,6 +82,7 @@ def _attributes(spec: GemmSpec):
         "has_x_zero_point": spec.x_zero_point != "none",
         "has_w_zero_point": spec.w_zero_point,
         "has_bias": spec.bias,
+        "has_residual": spec.residual,
         "activation": spec.activation,
     }
 
@@ -90,7 +94,7 @@ def _operation(spec: GemmSpec) -> str:
 def _batch(operands, dims, *, spec: GemmSpec):
     """Rows of x are independent: a batch of them is a longer M. Others go one by one."""
     names = operand_names(spec)
-    by_row = {"x"}
+    by_row = {"x", "residual"}
     by_row |= {name for name in ("x_scale", "x_zero_point") if getattr(spec, name) == "row"}
     if any(d is not None and name not in by_row for name, d in zip(names, dims, strict=True)):
         return common.map_batch(functools.partial(gemm_p.bind, spec=spec), operands, dims)

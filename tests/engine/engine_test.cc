@@ -18,6 +18,8 @@
 #include "gemm/gemm.h"
 #include "gemm/pack.h"
 #include "gemm/quantize.h"
+#include "portable/activation.h"
+#include "portable/half.h"
 #include "runtime/float_env.h"
 
 namespace {
@@ -44,17 +46,6 @@ struct Threads {
   }
 };
 
-std::uint32_t Bits(float f) {
-  std::uint32_t bits;
-  std::memcpy(&bits, &f, 4);
-  return bits;
-}
-float FromBits(std::uint32_t bits) {
-  float f;
-  std::memcpy(&f, &bits, 4);
-  return f;
-}
-
 struct Case {
   GemmShape shape;
   GemmSpec spec;
@@ -66,21 +57,33 @@ struct Problem {
   std::vector<std::uint8_t> x;
   std::vector<std::int8_t> w, packed;
   std::vector<std::int32_t> sums, w_zero, x_zero;
-  std::vector<float> w_scale, x_scale, bias;
-  float out_scale;
+  std::vector<float> w_scale, x_scale, bias, out_scale;
+  std::vector<std::uint8_t> residual;
   std::int32_t out_zero;
 };
 
+template <class T>
+T At(const std::vector<std::uint8_t>& bytes, std::int64_t i) {
+  T value;
+  std::memcpy(&value, &bytes[std::size_t(i) * sizeof(T)], sizeof(T));
+  return value;
+}
+
+template <class T>
+void Set(std::vector<std::uint8_t>& bytes, std::int64_t i, T value) {
+  std::memcpy(&bytes[std::size_t(i) * sizeof(T)], &value, sizeof(T));
+}
+
 float XFloat(const Problem& p, XType type, std::int64_t i) {
-  std::uint32_t bits = 0;
-  if (type == XType::kF32) {
-    std::memcpy(&bits, &p.x[4 * i], 4);
-  } else {
-    std::uint16_t half;
-    std::memcpy(&half, &p.x[2 * i], 2);
-    bits = std::uint32_t(half) << 16;
-  }
-  return FromBits(bits);
+  return type == XType::kF32    ? At<float>(p.x, i)
+         : type == XType::kBf16 ? ToFloat(At<Bf16>(p.x, i))
+                                : ToFloat(At<F16>(p.x, i));
+}
+
+float ResidualAt(const Problem& p, ResidualType type, std::int64_t i) {
+  return type == ResidualType::kF32    ? At<float>(p.residual, i)
+         : type == ResidualType::kBf16 ? ToFloat(At<Bf16>(p.residual, i))
+                                       : ToFloat(At<F16>(p.residual, i));
 }
 
 Problem MakeProblem(const Case& c) {
@@ -99,12 +102,12 @@ Problem MakeProblem(const Case& c) {
       if (row % 11 == 9) v *= 1e38F;                     // may be beyond f32 in range
       if (row % 7 == 5 && i % k == k / 2) v = INFINITY;  // not finite
       if (row % 11 == 6 && i % k == k - 1) v = -NAN;
-      const std::uint32_t bits = Bits(v);
       if (c.spec.x == XType::kF32) {
-        std::memcpy(&p.x[4 * i], &bits, 4);
+        Set(p.x, i, v);
+      } else if (c.spec.x == XType::kBf16) {
+        Set(p.x, i, ToBf16(v));
       } else {
-        const auto half = std::uint16_t(bits >> 16);
-        std::memcpy(&p.x[2 * i], &half, 2);
+        Set(p.x, i, ToF16(v));
       }
     }
   } else {
@@ -124,7 +127,19 @@ Problem MakeProblem(const Case& c) {
     p.x_zero.push_back(int(c.spec.x == XType::kU8 ? Random(0, 255) : Random(-128, 127)));
   }
   if (m == 0) p.x_scale = {1}, p.x_zero = {0};
-  p.out_scale = float(std::sqrt(double(k) + 1) * 0.002 * double(Random(1, 4)));
+  for (std::int64_t i = 0; i <= n; ++i) {
+    p.out_scale.push_back(float(std::sqrt(double(k) + 1) * 0.002 * double(Random(1, 4))));
+  }
+  p.residual.resize(std::size_t(m * n * SizeOf(e.residual)));
+  for (std::int64_t i = 0; i < m * n; ++i) {
+    float v = 3 * RandomFloat();
+    if (i % 61 == 7) v = INFINITY;
+    if (i % 67 == 8) v = -INFINITY;
+    if (i % 71 == 9) v = NAN;
+    if (e.residual == ResidualType::kF32) Set(p.residual, i, v);
+    if (e.residual == ResidualType::kBf16) Set(p.residual, i, ToBf16(v));
+    if (e.residual == ResidualType::kF16) Set(p.residual, i, ToF16(v));
+  }
   p.out_zero = int(e.out == OutType::kU8 ? Random(0, 255) : Random(-128, 127));
   const PackedLayout layout{k, n};
   p.packed.assign(layout.Bytes() + 1, 77);  // not null where K = 0
@@ -133,13 +148,6 @@ Problem MakeProblem(const Case& c) {
   Pack(layout, {p.w.data(), e.w_zero ? p.w_zero.data() : nullptr, p.packed.data(), p.sums.data()},
        pool, 2);
   return p;
-}
-
-std::uint16_t ToBf16(float y) {
-  const std::uint32_t u = Bits(y);
-  if (std::isnan(y)) return std::uint16_t(u >> 16 | 0x40);
-  const std::uint32_t low = u & 0xffff, up = u >> 16;
-  return std::uint16_t(up + (low > 0x8000 || (low == 0x8000 && (up & 1))));
 }
 
 // numerics, one element at a time.
@@ -197,21 +205,42 @@ std::vector<std::uint8_t> Reference(const Case& c, const Problem& p) {
       const bool per_row = IsFloat(c.spec.x) || e.x_scale == Granularity::kRow;
       float y = per_row ? (f * p.w_scale[j]) * row_scale : f * (row_scale * p.w_scale[j]);
       if (e.bias) y = y + p.bias[j];
-      if (e.activation == Activation::kRelu && y < 0) y = 0;
+      if (e.residual != ResidualType::kNone) y = y + ResidualAt(p, e.residual, at);
+      y = Activate(e.activation, y);
       if (e.out == OutType::kF32) {
-        std::memcpy(&out[4 * at], &y, 4);
+        Set(out, at, y);
       } else if (e.out == OutType::kBf16) {
-        const std::uint16_t half = ToBf16(y);
-        std::memcpy(&out[2 * at], &half, 2);
+        Set(out, at, ToBf16(y));
+      } else if (e.out == OutType::kF16) {
+        Set(out, at, ToF16(y));
       } else {
         const double low = e.out == OutType::kU8 ? 0 : -128, high = low + 255;
-        const float t = y * (1.0F / p.out_scale);
+        const float t = y * (1.0F / p.out_scale[e.out_scale_per_column ? j : 0]);
         const double q = std::isnan(t) ? p.out_zero : std::nearbyint(double(t)) + p.out_zero;
         out[at] = std::uint8_t(int(std::clamp(q, low, high)));
       }
     }
   }
   return out;
+}
+
+// The sign and the payload of a NaN are nobody's business.
+bool BothNan(OutType out, const std::uint8_t* got, const std::vector<std::uint8_t>& want,
+             std::int64_t byte) {
+  const std::vector<std::uint8_t> element(got + byte / SizeOf(out) * SizeOf(out),
+                                          got + (byte / SizeOf(out) + 1) * SizeOf(out));
+  const std::int64_t i = byte / SizeOf(out);
+  const auto nan = [](float v) { return v != v; };
+  switch (out) {
+    case OutType::kF32:
+      return nan(At<float>(element, 0)) && nan(At<float>(want, i));
+    case OutType::kBf16:
+      return nan(ToFloat(At<Bf16>(element, 0))) && nan(ToFloat(At<Bf16>(want, i)));
+    case OutType::kF16:
+      return nan(ToFloat(At<F16>(element, 0))) && nan(ToFloat(At<F16>(want, i)));
+    default:
+      return false;
+  }
 }
 
 bool Run(const Case& c) {
@@ -221,6 +250,8 @@ bool Run(const Case& c) {
   // Unaligned, and guarded on both sides.
   std::vector<std::uint8_t> x(p.x.size() + 1), out(bytes + 129, 0xa5);
   if (!p.x.empty()) std::memcpy(x.data() + 1, p.x.data(), p.x.size());
+  std::vector<std::uint8_t> residual(p.residual.size() + 1);
+  std::copy(p.residual.begin(), p.residual.end(), residual.begin() + 1);
   GemmOperands o;
   o.x = x.data() + 1;
   o.w = p.packed.data();
@@ -230,7 +261,8 @@ bool Run(const Case& c) {
   o.x_scale = p.x_scale.data();
   o.x_zero = e.x_zero == Granularity::kNone ? nullptr : p.x_zero.data();
   o.bias = e.bias ? p.bias.data() : nullptr;
-  o.out_scale = p.out_scale;
+  o.residual = e.residual == ResidualType::kNone ? nullptr : residual.data() + 1;
+  o.out_scale = p.out_scale.data();
   o.out_zero = p.out_zero;
   o.out = out.data() + 65;
   {
@@ -242,21 +274,87 @@ bool Run(const Case& c) {
   bool good = true;
   std::int64_t first = -1;
   for (std::int64_t i = 0; i < bytes && first < 0; ++i) {
-    if (out[65 + i] != expected[i]) first = i;
+    if (out[65 + i] != expected[i] && !BothNan(e.out, &out[65], expected, i)) first = i;
   }
   for (int i = 0; i < 64; ++i) good = good && out[1 + i] == 0xa5 && out[65 + bytes + i] == 0xa5;
   if (first >= 0 || !good) {
     std::printf(
-        "FAILED %s m=%ld n=%ld k=%ld threads=%d x=%d out=%d relu=%d x_zero=%d x_scale=%d w_zero=%d "
-        "bias=%d: %s",
+        "FAILED %s m=%ld n=%ld k=%ld threads=%d x=%d out=%d activation=%d x_zero=%d x_scale=%d "
+        "w_zero=%d bias=%d residual=%d per_column=%d: %s",
         IsaName(c.isa), long(c.shape.m), long(c.shape.n), long(c.shape.k), c.threads, int(c.spec.x),
         int(e.out), int(e.activation), int(e.x_zero), int(e.x_scale), int(e.w_zero), int(e.bias),
-        first < 0 ? "wrote beyond the output\n" : "");
+        int(e.residual), int(e.out_scale_per_column), first < 0 ? "wrote beyond the output\n" : "");
     if (first >= 0)
       std::printf("byte %ld is %d, expected %d\n", long(first), out[65 + first], expected[first]);
     return false;
   }
   return true;
+}
+
+// At most 2 ulp from the correctly rounded value, at every exponent and sign.
+bool RunActivations() {
+  const FloatEnvironment ieee;
+  bool good = true;
+  for (const Activation activation :
+       {Activation::kGelu, Activation::kGeluTanh, Activation::kSilu}) {
+    double worst = 0;
+    for (std::uint32_t top = 0; top < 512; ++top) {
+      for (int i = 0; i < 400; ++i) {
+        const auto bits = std::uint32_t(Random(0, (1 << 23) - 1)) | top << 23;
+        const float x = FloatFromBits(i == 0 ? top << 23 : bits);
+        const float y = Smooth(activation, x);
+        if (!std::isfinite(x)) {
+          good = good && (x != x ? y != y : y == (x > 0 ? x : 0.0F));
+          continue;
+        }
+        const long double wide = x;
+        const long double v =
+            2 * std::sqrt(2 / std::acos(-1.0L)) * (wide + 0.044715L * wide * wide * wide);
+        const long double exact = activation == Activation::kGelu
+                                      ? wide * std::erfc(-wide * std::sqrt(0.5L)) / 2
+                                  : activation == Activation::kSilu ? wide / (1 + std::exp(-wide))
+                                                                    : wide / (1 + std::exp(-v));
+        const auto rounded = float(exact);
+        const double ulp = std::ldexp(1.0, std::max(std::ilogb(rounded), -126) - 23);
+        if (rounded == 0 ? std::fabs(y) > 0x1p-148F : !(std::fabs(y - rounded) <= 2 * ulp)) {
+          std::printf("FAILED activation %d of %a: %a, expected %a\n", int(activation), x, y,
+                      rounded);
+          good = false;
+        } else if (rounded != 0) {
+          worst = std::max(worst, std::fabs(y - rounded) / ulp);
+        }
+      }
+    }
+    std::printf("activation %d: at most %.0f ulp\n", int(activation), worst);
+  }
+  return good;
+}
+
+// Every float16 there and back, and rounding between neighbours.
+bool RunHalf() {
+  const FloatEnvironment ieee;
+  const auto value = [](std::uint32_t bits) {
+    const int exponent = int(bits >> 10);
+    const double mantissa = bits & 0x3ff;
+    return exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
+  };
+  bool good = true;
+  for (std::uint32_t bits = 0; bits < 0x7c00; ++bits) {
+    const double low = value(bits), high = value(bits + 1);  // the last one: 2^16, Inf
+    const auto middle = float((low + high) / 2);
+    const auto half = [](float f) { return std::uint32_t(ToF16(f).bits); };
+    good = good && double(ToFloat(F16{std::uint16_t(bits)})) == low && half(float(low)) == bits &&
+           half(-float(low)) == (bits | 0x8000) && half(middle) == bits + (bits & 1) &&
+           half(std::nextafter(middle, 0.0F)) == bits &&
+           half(std::nextafter(middle, 1e9F)) == bits + 1;
+  }
+  good = good && ToF16(1e9F).bits == 0x7c00 && ToF16(INFINITY).bits == 0x7c00;
+  for (const float nan : {NAN, FloatFromBits(0x7f800001)}) {
+    const std::uint16_t bits = ToF16(nan).bits;
+    good = good && (bits & 0x7e00) == 0x7e00 && ToFloat(F16{bits}) != ToFloat(F16{bits});
+  }
+  if (!good) std::printf("FAILED float16\n");
+  return good;
 }
 
 // Every item runs exactly once; what a body throws comes out of the loop, in any thread.
@@ -318,11 +416,17 @@ T Pick(const std::vector<T>& from) {
 GemmSpec RandomSpec() {
   GemmSpec spec;
   Epilogue& e = spec.epilogue;
-  spec.x = Pick<XType>({XType::kU8, XType::kS8, XType::kF32, XType::kBf16});
-  e.out = Pick<OutType>({OutType::kF32, OutType::kBf16, OutType::kU8, OutType::kS8, OutType::kS32});
+  spec.x = Pick<XType>({XType::kU8, XType::kS8, XType::kF32, XType::kBf16, XType::kF16});
+  e.out = Pick<OutType>(
+      {OutType::kF32, OutType::kBf16, OutType::kF16, OutType::kU8, OutType::kS8, OutType::kS32});
   if (e.out == OutType::kS32 && IsFloat(spec.x)) e.out = OutType::kF32;
-  e.activation = e.out == OutType::kS32 ? Activation::kNone
-                                        : Pick<Activation>({Activation::kNone, Activation::kRelu});
+  if (e.out != OutType::kS32) {
+    e.activation = Pick<Activation>({Activation::kNone, Activation::kNone, Activation::kRelu,
+                                     Activation::kGelu, Activation::kGeluTanh, Activation::kSilu});
+    e.residual = Pick<ResidualType>({ResidualType::kNone, ResidualType::kNone, ResidualType::kF32,
+                                     ResidualType::kBf16, ResidualType::kF16});
+    e.out_scale_per_column = IsQuantized(e.out) && Random(0, 1);
+  }
   e.w_zero = Random(0, 2) == 0;
   e.bias = e.out != OutType::kS32 && Random(0, 1);
   if (!IsFloat(spec.x)) {
@@ -352,6 +456,8 @@ int main(int argc, char** argv) {
     ++(RunParallel(items, int(Random(1, 5)), thrower) ? passed : failed);
   }
   ++(RunTogether() ? passed : failed);
+  ++(RunActivations() ? passed : failed);
+  ++(RunHalf() ? passed : failed);
   const auto check = [&](const Case& c) { ++(Run(c) ? passed : failed); };
   for (const Isa isa : isas) {
     std::printf("%s\n", IsaName(isa));

@@ -111,7 +111,7 @@ def test_quantize_params_of_a_float_checkpoint(freeze):
 def test_quantize_params_says_what_it_skips():
     params = {
         "conv": {"kernel": jnp.ones((3, 3, 4, 8)), "bias": jnp.ones(8)},
-        "half": {"kernel": jnp.ones((4, 8), jnp.float16)},
+        "bytes": {"kernel": jnp.ones((4, 8), jnp.int8)},
         "odd": {"kernel": jnp.ones((4, 8)), "recurrent": jnp.ones((8, 8))},
         "head": {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)},
         "body": {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)},
@@ -122,7 +122,7 @@ def test_quantize_params_says_what_it_skips():
     new, report = quantize_params(params, lambda path, kernel: path != ("head",))
     assert {layer.path: layer.skipped for layer in report.layers} == {
         "conv": "its kernel has 4 axes, not 2",
-        "half": "its kernel is float16: float32 and bfloat16 are supported",
+        "bytes": "its kernel is int8, not float32, bfloat16 or float16",
         "odd": "not a Dense layer: it also has recurrent",
         "none": "its kernel is None, not an array",
         "number": "its kernel is int, not an array",

@@ -103,10 +103,16 @@ def test_parameters_that_were_cast_after_creation():
     assert QLinear.from_linear(linear)(x).dtype == linear(x).dtype == jnp.bfloat16
 
 
-def test_float16_and_float64_results_are_computed_in_float32():
-    layer, x = QLinear(16, 8, dtype=jnp.float16, rngs=rngs()), normal(2, 16)
-    assert layer(x).dtype == jnp.float16
-    layer = QLinear(16, 8, rngs=rngs())
+def test_float16_layers():
+    linear = nnx.Linear(16, 8, dtype=jnp.float16, rngs=rngs())
+    x = normal(2, 16)
+    y = QLinear.from_linear(linear)(x)
+    assert y.dtype == linear(x).dtype == jnp.float16
+    assert np.allclose(y, linear(x), atol=0.1)
+
+
+def test_float64_results_are_computed_in_float32():
+    layer, x = QLinear(16, 8, rngs=rngs()), normal(2, 16)
     with jax.enable_x64(True):
         y = layer(np.asarray(x, np.float64))
         assert y.dtype == jnp.float64
@@ -258,8 +264,9 @@ class Skipped(nnx.Module):
         self.conv = nnx.Conv(4, 8, (3, 3), rngs=rngs)
         self.embed = nnx.Embed(10, 8, rngs=rngs)
         self.lora = nnx.LoRALinear(8, 8, lora_rank=2, rngs=rngs)
-        self.half = nnx.Linear(8, 8, dtype=jnp.float16, rngs=rngs)
-        self.stored_half = nnx.Linear(8, 8, dtype=jnp.float32, param_dtype=jnp.float16, rngs=rngs)
+        self.double = nnx.Linear(8, 8, dtype=jnp.float64, rngs=rngs)
+        self.bytes = nnx.Linear(8, 8, dtype=jnp.float32, rngs=rngs)
+        self.bytes.kernel = nnx.Param(jnp.ones((8, 8), jnp.int8))
         self.hooked = nnx.Linear(8, 8, dot_general=lambda *a, **k: None, rngs=rngs)
         self.wide = nnx.Linear(8, 8, preferred_element_type=jnp.float32, rngs=rngs)
         self.normed = nnx.WeightNorm(nnx.Linear(8, 8, rngs=rngs), rngs=rngs)
@@ -283,8 +290,8 @@ def test_report_says_why_layers_are_skipped():
         "conv": "there is no quantized Conv yet",
         "embed": "there is no quantized Embed yet",
         "lora": "LoRALinear is a subclass of nnx.Linear, with a meaning of its own",
-        "half": "it computes in float16: float32 and bfloat16 are supported",
-        "stored_half": "it is stored in float16: float32 and bfloat16 are supported",
+        "double": "it computes in float64, not float32, bfloat16 or float16",
+        "bytes": "it is stored in int8, not float32, bfloat16 or float16",
         "hooked": "it has its own dot_general",
         "wide": "it has its own preferred_element_type",
         "normed/layer_instance": "WeightNorm rewrites its kernel at every call",
@@ -392,8 +399,8 @@ def test_quantize_errors(model, error, message):
 def test_from_linear_errors():
     with pytest.raises(TypeError, match="expected an nnx.Linear, got Conv"):
         QLinear.from_linear(nnx.Conv(4, 4, (3, 3), rngs=rngs()))
-    with pytest.raises(ValueError, match="float16"):
-        QLinear.from_linear(nnx.Linear(4, 4, dtype=jnp.float16, rngs=rngs()))
+    with pytest.raises(ValueError, match="computes in float64"):
+        QLinear.from_linear(nnx.Linear(4, 4, dtype=jnp.float64, rngs=rngs()))
     with pytest.raises(ValueError, match="qtype"):
         QLinear.from_linear(nnx.Linear(4, 4, rngs=rngs()), "int7")
 

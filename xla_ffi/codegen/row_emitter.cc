@@ -84,8 +84,10 @@ class RowEmitter final : public VectorEmitter {
   void Load(const Vec& to, const RegExp& from) {
     if (key_.x == XType::kF32) {
       vmovups(to, ptr[from]);
-    } else {
+    } else if (key_.x == XType::kBf16) {
       LoadBf16(to, from);
+    } else {
+      LoadF16(to, from);
     }
   }
 

@@ -6,7 +6,7 @@
 
 namespace qgemm {
 
-// The kernels for x of type kF32 or kBf16 (generated at first use).
+// The kernels for a float x (generated at first use).
 RowKernels GeneratedRows(VectorWidth width, XType x);
 
 }  // namespace qgemm

@@ -101,30 +101,35 @@ void TileEmitter::Advance(int quads, int a_bytes) {
 }
 
 void TileEmitter::End() {
+  const Epilogue& e = key_.epilogue;
   LoadRowBases(QGEMM_ARG(out), QGEMM_ARG(out_stride));
-  if (key_.epilogue.out != OutType::kS32) {
+  if (e.out != OutType::kS32) {
     mov(reg_column_scales, ptr[reg_args + QGEMM_ARG(column_scales)]);
     mov(reg_bias, ptr[reg_args + QGEMM_ARG(bias)]);
     mov(reg_row_scales, ptr[reg_args + QGEMM_ARG(row_scales)]);
     mov(reg_partial, ptr[reg_args + QGEMM_ARG(partial)]);
-    for (int vector = 0; vector < vectors_; ++vector) FinishColumns(vector);
+    for (int vector = 0; vector < vectors_; ++vector) ScaleColumns(vector);
   }
   if (!sums_only()) {
+    if (e.residual != ResidualType::kNone) AddResidual();
+    Activate();
+    if (e.out_scale_per_column) mov(reg_inverses, ptr[reg_args + QGEMM_ARG(out_inverses)]);
+    for (int vector = 0; IsQuantized(e.out) && vector < vectors_; ++vector) Requantize(vector);
     for (int row = 0; row < rows(); ++row) StoreRow(row);
   }
   Finish();
 }
 
-// From the sums of one vector of columns to the output as f32, or as int32 without its zero point.
-void TileEmitter::FinishColumns(int vector) {
+// From the sums of one vector of columns to f32(acc) * scales + bias, or to the sums so far.
+void TileEmitter::ScaleColumns(int vector) {
   const Epilogue& e = key_.epilogue;
   const int offset = vector * vector_bytes();
+  const Vec scales = Temporary(0), scalar = Temporary(2);
   if (!sums_only()) {
-    vmovups(Temporary(0), ptr[reg_column_scales + offset]);
+    vmovups(scales, ptr[reg_column_scales + offset]);
     if (e.x_scale == Granularity::kTensor) {
-      WithScalar(&CodeGenerator::vmulps, Temporary(0), reg_args + QGEMM_ARG(x_scale), Temporary(2));
+      WithScalar(&CodeGenerator::vmulps, scales, reg_args + QGEMM_ARG(x_scale), scalar);
     }
-    if (e.activation == Activation::kRelu) Zero(Temporary(1));
   }
   for (int row = 0; row < rows(); ++row) {
     const Vec y = Accumulator(row, vector);
@@ -135,37 +140,77 @@ void TileEmitter::FinishColumns(int vector) {
       vmovups(ptr[partial], y);
       continue;
     }
-    Scale(y, row);
+    vmulps(y, y, scales);
+    if (e.x_scale == Granularity::kRow) {
+      WithScalar(&CodeGenerator::vmulps, y, reg_row_scales + row * 4, scalar);
+    }
     if (e.bias) vaddps(y, y, ptr[reg_bias + offset]);
-    if (IsQuantized(e.out)) {
-      ToQuantized(y);
-    } else if (e.activation == Activation::kRelu) {
-      // max(0, y) with y second: NaN and -0 stay, as in where(y < 0, 0, y).
-      vmaxps(y, Temporary(1), y);
+  }
+}
+
+void TileEmitter::AddResidual() {
+  const ResidualType type = key_.epilogue.residual;
+  const Vec value = Temporary(0);
+  mov(reg_residual, ptr[reg_args + QGEMM_ARG(residual)]);
+  for (int row = 0; row < rows(); ++row) {
+    if (row > 0) add(reg_residual, ptr[reg_args + QGEMM_ARG(residual_stride)]);
+    for (int vector = 0; vector < vectors_; ++vector) {
+      const Vec y = Accumulator(row, vector);
+      const RegExp from = reg_residual + vector * lanes() * int(SizeOf(type));
+      if (type == ResidualType::kF32) {
+        vaddps(y, y, ptr[from]);
+      } else if (type == ResidualType::kBf16) {
+        LoadBf16(value, from);
+        vaddps(y, y, value);
+      } else {
+        LoadF16(value, from);
+        vaddps(y, y, value);
+      }
     }
   }
 }
 
-void TileEmitter::Scale(const Vec& y, int row) {
-  vmulps(y, y, Temporary(0));
-  if (key_.epilogue.x_scale == Granularity::kRow) {
-    WithScalar(&CodeGenerator::vmulps, y, reg_row_scales + row * 4, Temporary(2));
+// Relu before requantization is Requantize's.
+void TileEmitter::Activate() {
+  const Activation activation = key_.epilogue.activation;
+  const bool relu = activation == Activation::kRelu && !IsQuantized(key_.epilogue.out);
+  const Vec zero = Temporary(0);
+  if (relu) Zero(zero);
+  for (int row = 0; row < rows(); ++row) {
+    for (int vector = 0; vector < vectors_; ++vector) {
+      const Vec y = Accumulator(row, vector);
+      // max(0, y) with y second: NaN and -0 stay, as in where(y < 0, 0, y).
+      if (relu) vmaxps(y, zero, y);
+      if (IsSmooth(activation)) EmitSmooth(activation, y, [&](int i) { return Temporary(i); });
+    }
   }
 }
 
-// rne(activation(y) / out_scale) as int32, NaN counting as 0; below the range of int32 it is the
-// least int32, as the conversion has it. What lies beyond int16 is for StoreQuantized to saturate.
-void TileEmitter::ToQuantized(const Vec& y) {
+// rne(y / out_scale) as int32, NaN counting as 0; below the range of int32 it is the least int32,
+// as the conversion has it. What lies beyond int16 is for StoreQuantized to saturate.
+void TileEmitter::Requantize(int vector) {
   constexpr std::uint32_t kInt16Max = 0x46fffe00;  // 32767.0F
-  WithScalar(&CodeGenerator::vmulps, y, reg_args + QGEMM_ARG(out_inverse), Temporary(2));
-  if (key_.epilogue.activation == Activation::kRelu) {
-    // The scale is positive, so relu may come after it. max(y, 0) with 0 second: NaN becomes 0.
-    vmaxps(y, y, Temporary(1));
-  } else {
-    NanToZero(y, Temporary(2));
+  const Epilogue& e = key_.epilogue;
+  const Vec inverse = Temporary(0), zero = Temporary(1), temporary = Temporary(2);
+  if (e.out_scale_per_column) {
+    vmovups(inverse, ptr[reg_inverses + vector * vector_bytes()]);
+  } else if (vector == 0) {
+    vbroadcastss(inverse, dword[reg_args + QGEMM_ARG(out_inverse)]);
   }
-  vminps(y, y, Constant(kInt16Max));
-  vcvtps2dq(y, y);
+  const bool relu = e.activation == Activation::kRelu;
+  if (relu && vector == 0) Zero(zero);
+  for (int row = 0; row < rows(); ++row) {
+    const Vec y = Accumulator(row, vector);
+    vmulps(y, y, inverse);
+    if (relu) {
+      // The scale is positive, so relu may come after it. max(y, 0) with 0 second: NaN becomes 0.
+      vmaxps(y, y, zero);
+    } else {
+      NanToZero(y, temporary);
+    }
+    vminps(y, y, Constant(kInt16Max));
+    vcvtps2dq(y, y);
+  }
 }
 
 void TileEmitter::StoreRow(int row) {
@@ -189,6 +234,8 @@ void TileEmitter::StoreRow(int row) {
     const RegExp to = Row(reg_a, reg_a3, row, vector * lanes() * int(SizeOf(out)));
     if (out == OutType::kBf16) {
       StoreBf16(to, y, Temporary(2), Temporary(3));
+    } else if (out == OutType::kF16) {
+      StoreF16(to, y);
     } else if (out == OutType::kS32) {
       StoreInt(ptr[to], y);
     } else {

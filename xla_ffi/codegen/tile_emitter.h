@@ -6,18 +6,18 @@
 
 #include <cstddef>
 
-#include "codegen/vector_emitter.h"
+#include "codegen/activation_emitter.h"
 #include "gemm/kernel.h"
 
 namespace qgemm {
 
-class TileEmitter : public VectorEmitter {
+class TileEmitter : public ActivationEmitter {
  public:
   TileFn function() const { return getCode<TileFn>(); }
 
  protected:
   TileEmitter(VectorWidth width, const TileKey& key)
-      : VectorEmitter(width), key_(key), vectors_(key.columns / lanes()) {}
+      : ActivationEmitter(width), key_(key), vectors_(key.columns / lanes()) {}
   ~TileEmitter() = default;
 
   int rows() const { return key_.rows; }
@@ -27,7 +27,7 @@ class TileEmitter : public VectorEmitter {
 
   // The sums of one row and one vector of columns, as int32, when the K loop is done.
   virtual Vec Accumulator(int row, int vector) const = 0;
-  // Free vector registers outside the K loop, 0 to 3.
+  // Free vector registers outside the K loop: 0 to 3, with AVX-512 to 6.
   virtual Vec Temporary(int i) const = 0;
 
   // Adds the products of one quad of K, `quad` of an unrolled iteration.
@@ -58,9 +58,10 @@ class TileEmitter : public VectorEmitter {
   void Advance(int quads, int a_bytes);
   void LoadRowBases(std::size_t pointer, std::size_t stride);
   void ZeroPointTerms(bool fresh);
-  void FinishColumns(int vector);
-  void Scale(const Vec& y, int row);
-  void ToQuantized(const Vec& y);
+  void ScaleColumns(int vector);
+  void AddResidual();
+  void Activate();
+  void Requantize(int vector);
   void StoreRow(int row);
 
   const TileKey key_;
@@ -70,7 +71,8 @@ class TileEmitter : public VectorEmitter {
   const Xbyak::Reg64 reg_column_sums{r9}, reg_column_zeros{r10}, reg_row_zeros{r11},
       reg_row_sums{r8};
   // Of the epilogue; reg_a, reg_a3 and reg_stride then address the output.
-  const Xbyak::Reg64 reg_column_scales{r9}, reg_bias{r10}, reg_row_scales{r11}, reg_partial{rsi};
+  const Xbyak::Reg64 reg_column_scales{r9}, reg_bias{r10}, reg_row_scales{r11}, reg_partial{rsi},
+      reg_residual{r8}, reg_inverses{r9};
 };
 
 }  // namespace qgemm

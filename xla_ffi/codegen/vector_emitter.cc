@@ -1,5 +1,7 @@
 #include "codegen/vector_emitter.h"
 
+#include "portable/bits.h"
+
 namespace qgemm {
 
 using Xbyak::Xmm;
@@ -56,9 +58,41 @@ void VectorEmitter::LoadBf16(const Vec& to, const RegExp& from) {
   vpslld(to, to, 16);
 }
 
+void VectorEmitter::LoadF16(const Vec& to, const RegExp& from) {
+  vcvtph2ps(to, wide_ ? yword[from] : xword[from]);
+}
+
+Xbyak::Address VectorEmitter::FloatConstant(float value) { return Constant(BitsOf(value)); }
+
+void VectorEmitter::LoadConstant(const Vec& to, std::uint32_t value) {
+  vbroadcastss(to, dword[rip + constants_[value]]);
+}
+
 Xbyak::Address VectorEmitter::Constant(std::uint32_t value) {
   const Xbyak::Label& label = constants_[value];
   return wide_ ? ptr_b[rip + label] : yword[rip + label];
+}
+
+void VectorEmitter::Lookup(const Vec& v, const Vec& index, const float (&table)[16],
+                           const Vec& temporary) {
+  const Xbyak::Label& label = tables_[table];
+  if (wide_) {
+    vpermps(Zmm(v.getIdx()), Zmm(index.getIdx()), zword[rip + label]);
+    return;
+  }
+  const Ymm low(v.getIdx()), high(temporary.getIdx()), i(index.getIdx());
+  vpermps(low, i, yword[rip + label]);
+  vpermps(high, i, yword[rip + label + 32]);
+  vblendvps(low, low, high, i);
+}
+
+void VectorEmitter::Round(const Vec& to, const Vec& v) {
+  constexpr std::uint8_t kNearestEven = 8;  // without exceptions
+  if (wide_) {
+    vrndscaleps(to, v, kNearestEven);
+  } else {
+    vroundps(to, v, kNearestEven);
+  }
 }
 
 void VectorEmitter::NanToZero(const Vec& v, const Vec& temporary) {
@@ -169,6 +203,11 @@ void VectorEmitter::StoreBf16(const RegExp& to, const Vec& v, const Vec& t0, con
   vmovdqu(xword[to], Xmm(t0.getIdx()));
 }
 
+void VectorEmitter::StoreF16(const RegExp& to, const Vec& v) {
+  constexpr std::uint8_t kNearestEven = 0;
+  vcvtps2ph(wide_ ? yword[to] : xword[to], v, kNearestEven);
+}
+
 void VectorEmitter::Finish() {
   vzeroupper();
   ret();
@@ -176,6 +215,11 @@ void VectorEmitter::Finish() {
   for (auto& [value, label] : constants_) {
     L(label);
     for (int i = 0; i < 8; ++i) dd(value);
+  }
+  align(64);
+  for (auto& [table, label] : tables_) {
+    L(label);
+    for (int i = 0; i < 16; ++i) dd(BitsOf(table[i]));
   }
   if (orders_quantized_) {
     const int vector_lanes = lanes() / 4;

@@ -35,8 +35,14 @@ class VectorEmitter : public Xbyak::CodeGenerator {
   void LoadInt(const Vec& to, const Address& from);
   void StoreInt(const Address& to, const Vec& v);
   void LoadBf16(const Vec& to, const RegExp& from);
+  void LoadF16(const Vec& to, const RegExp& from);
   // A 32-bit constant in every lane, as a memory operand. The data follows the code.
   Address Constant(std::uint32_t value);
+  Address FloatConstant(float value);
+  void LoadConstant(const Vec& to, std::uint32_t value);
+  // v[i] = table[index[i] % 16]. On AVX2 the sign bit of the index is that of 2^3, too; `temporary`
+  // is clobbered there. `table` outlives the emitter.
+  void Lookup(const Vec& v, const Vec& index, const float (&table)[16], const Vec& temporary);
   // v = instruction(v, scalar in memory, broadcast). `temporary` is clobbered on AVX2.
   template <class Instruction>
   void WithScalar(Instruction instruction, const Vec& v, const RegExp& scalar,
@@ -49,6 +55,7 @@ class VectorEmitter : public Xbyak::CodeGenerator {
     }
   }
 
+  void Round(const Vec& to, const Vec& v);  // to nearest, ties to even
   void NanToZero(const Vec& v, const Vec& temporary);
   // Narrowing stores, of bytes unsigned. Lanes are already within the range of the target; v is
   // clobbered.
@@ -62,6 +69,7 @@ class VectorEmitter : public Xbyak::CodeGenerator {
                       const Vec& order, const Vec& temporary, bool is_signed);
   void LoadQuantizedOrder(const Vec& order);
   void StoreBf16(const RegExp& to, const Vec& v, const Vec& t0, const Vec& t1);
+  void StoreF16(const RegExp& to, const Vec& v);
 
   // Ends the function: constants, then the memory becomes executable and read-only.
   void Finish();
@@ -73,6 +81,7 @@ class VectorEmitter : public Xbyak::CodeGenerator {
                                            << 10;  // address space; only touched pages are memory
   const bool wide_;
   std::map<std::uint32_t, Xbyak::Label> constants_;
+  std::map<const float*, Xbyak::Label> tables_;
   Xbyak::Label quantized_order_;
   bool orders_quantized_ = false;
 };

@@ -36,7 +36,7 @@ class VnniTileEmitter : public TileEmitter {
   Vec Accumulator(int row, int vector) const override { return Sum(0, row, vector); }
   Vec Weights(int vector) const { return V((wide() ? 24 : sets_ * tile_) + vector); }
   Vec Broadcast(int row) const { return wide() ? V(28 + row % 4) : V(14 + row % 2); }
-  Vec Temporary(int i) const override { return V((wide() ? 28 : 12) + i); }
+  Vec Temporary(int i) const override { return V((wide() ? 24 : 12) + i); }
 
   void Quad(int quad) override {
     const int set = quad % sets_;

@@ -15,7 +15,7 @@ namespace {
 // Of one thread, kept between calls.
 struct Workspace {
   PreparedRows rows;
-  Scratch partial, out_tile, columns, column_sums;
+  Scratch partial, out_tile, residual_tile, columns, column_sums;
 };
 
 Workspace& ThreadWorkspace() {
@@ -80,8 +80,9 @@ class BlockRunner {
     }
     if (IsQuantized(epilogue.out)) {
       const bool is_signed = epilogue.out == OutType::kS8;
-      const QuantizeArgs q = StaticQuantizeArgs(operands.out_scale, operands.out_zero,
-                                                is_signed ? -128 : 0, is_signed ? 127 : 255);
+      const float scale = epilogue.out_scale_per_column ? 1.0F : operands.out_scale[0];
+      const QuantizeArgs q =
+          StaticQuantizeArgs(scale, operands.out_zero, is_signed ? -128 : 0, is_signed ? 127 : 255);
       args_.out_inverse = q.inverse;
       args_.out_low = q.low;
       args_.out_high = q.high;
@@ -109,6 +110,7 @@ class BlockRunner {
                 first_column * out_size_;
     args_.out_stride = out_row;
     std::uint8_t* staged = nullptr;
+    if (plan_.epilogue.out_scale_per_column) InvertScales(first_column, valid);
     if (padded) {
       args_.out_stride = kPanelColumns * out_size_;
       staged =
@@ -122,6 +124,9 @@ class BlockRunner {
       if (count == 0) continue;
       const std::vector<TileStep>& steps = plan_.Steps(rows, width);
       for (std::int64_t tile = 0; tile < count; ++tile, row += rows, out += rows * out_row) {
+        if (operands_.residual != nullptr) {
+          SetResidual(item.first_row + row, rows, first_column, valid, padded);
+        }
         RunTile(steps, row, rows, padded ? staged : out);
         for (std::int64_t r = 0; padded && r < rows; ++r) {
           std::memcpy(out + r * out_row, staged + r * args_.out_stride,
@@ -148,6 +153,33 @@ class BlockRunner {
     column_sums_ = total;
   }
 
+  void InvertScales(std::int64_t first_column, std::int64_t valid) {
+    for (std::int64_t i = 0; i < kPanelColumns; ++i) {
+      inverses_[i] = i < valid ? InverseScale(operands_.out_scale[first_column + i]) : 0.0F;
+    }
+  }
+
+  // A tile's part of the residual, in whole vectors.
+  void SetResidual(std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t columns,
+                   bool padded) {
+    const std::int64_t size = SizeOf(plan_.epilogue.residual);
+    const std::int64_t stride = plan_.key.shape.n * size;
+    const auto* from =
+        static_cast<const std::uint8_t*>(operands_.residual) + row * stride + column * size;
+    residual_ = from;
+    args_.residual_stride = stride;
+    if (!padded) return;
+    args_.residual_stride = kPanelColumns * size;
+    auto* staged = workspace_.residual_tile.Reserve<std::uint8_t>(
+        std::size_t(kMaxTileRows * args_.residual_stride));
+    std::memset(staged, 0, std::size_t(rows * args_.residual_stride));
+    for (std::int64_t r = 0; r < rows; ++r) {
+      std::memcpy(staged + r * args_.residual_stride, from + r * stride,
+                  std::size_t(columns * size));
+    }
+    residual_ = staged;
+  }
+
   void RunTile(const std::vector<TileStep>& steps, std::int64_t row, std::int64_t rows,
                std::uint8_t* out) {
     const PreparedRows& prepared = workspace_.rows;
@@ -162,6 +194,8 @@ class BlockRunner {
       args.column_zeros = at(columns_.zeros, step.column);
       args.column_scales = columns_.scales + step.column;
       args.bias = at(columns_.bias, step.column);
+      args.residual = at(residual_, step.column * SizeOf(plan_.epilogue.residual));
+      args.out_inverses = inverses_ + step.column;
       for (std::int64_t block = 0; block < plan_.k_blocks; ++block) {
         const std::int64_t first = block * plan_.k_block;
         const std::int64_t length = std::min(plan_.k_block, plan_.layout.PaddedK() - first);
@@ -202,6 +236,8 @@ class BlockRunner {
   std::int64_t width_ = 0;
   const std::int8_t* w_ = nullptr;
   const std::int8_t* next_w_ = nullptr;  // where the rows are in the cache
+  float inverses_[kPanelColumns] = {};
+  const std::uint8_t* residual_ = nullptr;  // of the tile at hand
 };
 
 }  // namespace

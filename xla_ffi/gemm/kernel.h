@@ -51,8 +51,12 @@ struct TileArgs {
   const float* bias;
   std::int32_t x_negative_zero;  // -x_zero per tensor, in terms of a
   float x_scale;                 // per tensor
-  // Requantization: clamp(y * out_inverse, out_low, out_high), rounded, plus out_zero.
+  const void* residual;
+  std::int64_t residual_stride;  // bytes between rows
+  // Requantization: clamp(y * inverse, out_low, out_high), rounded, plus out_zero. The inverse is
+  // per tensor or, in out_inverses, per column.
   float out_inverse, out_low, out_high;
+  const float* out_inverses;
   std::int32_t out_zero;
   const TileKey* key;  // for kernels that are not generated
 };
@@ -102,7 +106,7 @@ struct KernelFamily {
   double macs_per_cycle;           // of one core at best, for the cost model
   int (*max_columns)(int rows);    // the widest tile of so many rows: divides 64, a multiple of 8
   TileFn (*tile)(const TileKey&);  // generated at first use, then cached
-  RowKernels (*rows)(XType x);     // x: kF32 or kBf16
+  RowKernels (*rows)(XType x);     // of a float x
   PeakLoop (*peak)();              // null where there is no such loop
 };
 

@@ -18,13 +18,8 @@ constexpr std::size_t kMaxPlans = 4096;
 
 struct PlanKeyHash {
   std::size_t operator()(const PlanKey& key) const {
-    const Epilogue& e = key.spec.epilogue;
-    const std::uint64_t flags = std::uint64_t(key.spec.x) | std::uint64_t(e.out) << 4 |
-                                std::uint64_t(e.activation) << 8 | std::uint64_t(e.x_zero) << 12 |
-                                std::uint64_t(e.x_scale) << 16 | std::uint64_t(e.w_zero) << 20 |
-                                std::uint64_t(e.bias) << 21 | std::uint64_t(key.isa) << 22 |
-                                std::uint64_t(key.threads) << 32;
-    std::uint64_t hash = flags;
+    std::uint64_t hash = BitsOf(key.spec.epilogue) | std::uint64_t(key.spec.x) << 20 |
+                         std::uint64_t(key.isa) << 24 | std::uint64_t(key.threads) << 32;
     for (const std::int64_t v : {key.shape.m, key.shape.n, key.shape.k}) {
       hash = (hash ^ std::uint64_t(v)) * 0x9e3779b97f4a7c15ULL;
       hash ^= hash >> 29;

@@ -39,11 +39,13 @@ Chosen Asymmetric(const RowRange& range) {
 
 }  // namespace
 
+float InverseScale(float scale) { return std::min(1.0F / scale, FLT_MAX); }
+
 QuantizeArgs StaticQuantizeArgs(float scale, std::int32_t zero, std::int32_t qmin,
                                 std::int32_t qmax) {
   // A zero point out of range is an error above; here it must only stay defined.
   zero = std::clamp(zero, qmin, qmax);
-  return {std::min(1.0F / scale, FLT_MAX), float(qmin - zero), float(qmax - zero), zero};
+  return {InverseScale(scale), float(qmin - zero), float(qmax - zero), zero};
 }
 
 RowParams QuantizeRow(const RowKernels& kernels, RowScheme scheme, AFormat format, const void* x,

@@ -8,8 +8,10 @@
 
 namespace qgemm {
 
+// min(1 / scale, FLT_MAX): finite for every positive scale, subnormal ones included.
+float InverseScale(float scale);
+
 // The clamps with which rne(clamp(y * inverse)) + zero saturates to [qmin, qmax] at any magnitude.
-// The inverse is min(1 / scale, FLT_MAX): finite for every positive scale, subnormal ones included.
 QuantizeArgs StaticQuantizeArgs(float scale, std::int32_t zero, std::int32_t qmin,
                                 std::int32_t qmax);
 

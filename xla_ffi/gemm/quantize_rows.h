@@ -11,7 +11,7 @@
 
 namespace qgemm {
 
-// x[rows, k] of type kF32 or kBf16 into q[rows, k] of one byte each.
+// x[rows, k] of a float type into q[rows, k] of one byte each.
 struct QuantizeRowsOperands {
   XType x_type;
   const void* x;

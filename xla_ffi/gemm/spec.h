@@ -1,8 +1,8 @@
 // What a quantized GEMM computes, apart from its shape: the static description every layer shares.
 //
 //   acc[m,n] = sum_k (x[m,k] - x_zero[m]) * (w[k,n] - w_zero[n])          exact, int32
-//   y[m,n]   = activation(f32(acc) * scales + bias[n])                    see `Epilogue`
-//   out[m,n] = y, or clamp(rne(y / out_scale) + out_zero)
+//   y[m,n]   = activation(f32(acc) * scales + bias[n] + residual[m,n])    see `Epilogue`
+//   out[m,n] = y, or clamp(rne(y / out_scale[n]) + out_zero)
 #pragma once
 
 #include <cstdint>
@@ -10,13 +10,14 @@
 namespace qgemm {
 
 // The dtype of x. Float x is quantized inside: asymmetric uint8, scale and zero point per row.
-enum class XType : std::uint8_t { kU8, kS8, kF32, kBf16 };
+enum class XType : std::uint8_t { kU8, kS8, kF32, kBf16, kF16 };
 
 constexpr std::int64_t SizeOf(XType x) {
   switch (x) {
     case XType::kF32:
       return 4;
     case XType::kBf16:
+    case XType::kF16:
       return 2;
     case XType::kU8:
     case XType::kS8:
@@ -25,7 +26,7 @@ constexpr std::int64_t SizeOf(XType x) {
   return 1;
 }
 
-constexpr bool IsFloat(XType x) { return x == XType::kF32 || x == XType::kBf16; }
+constexpr bool IsFloat(XType x) { return x != XType::kU8 && x != XType::kS8; }
 
 // The instruction multiplies unsigned by signed bytes: int8 x is shifted by +128, and so is its
 // zero point.
@@ -34,7 +35,7 @@ constexpr std::int32_t NegativeZero(std::int32_t zero, XType x) {
   return std::int32_t(0U - std::uint32_t(zero) - std::uint32_t(ZeroShift(x)));  // may wrap
 }
 
-enum class OutType : std::uint8_t { kF32, kBf16, kU8, kS8, kS32 };
+enum class OutType : std::uint8_t { kF32, kBf16, kF16, kU8, kS8, kS32 };
 
 constexpr std::int64_t SizeOf(OutType out) {
   switch (out) {
@@ -42,6 +43,7 @@ constexpr std::int64_t SizeOf(OutType out) {
     case OutType::kS8:
       return 1;
     case OutType::kBf16:
+    case OutType::kF16:
       return 2;
     case OutType::kF32:
     case OutType::kS32:
@@ -52,7 +54,19 @@ constexpr std::int64_t SizeOf(OutType out) {
 
 constexpr bool IsQuantized(OutType out) { return out == OutType::kU8 || out == OutType::kS8; }
 
-enum class Activation : std::uint8_t { kNone, kRelu };
+// What is added to the output before the activation.
+enum class ResidualType : std::uint8_t { kNone, kF32, kBf16, kF16 };
+
+constexpr std::int64_t SizeOf(ResidualType residual) {
+  return residual == ResidualType::kNone ? 0 : residual == ResidualType::kF32 ? 4 : 2;
+}
+
+// The last three are defined in portable/activation.h.
+enum class Activation : std::uint8_t { kNone, kRelu, kGelu, kGeluTanh, kSilu };
+
+constexpr bool IsSmooth(Activation activation) {
+  return activation != Activation::kNone && activation != Activation::kRelu;
+}
 
 // How many values of a scale or zero point x has.
 enum class Granularity : std::uint8_t { kNone, kTensor, kRow };
@@ -66,12 +80,23 @@ struct Epilogue {
   Granularity x_scale = Granularity::kTensor;
   bool w_zero = false;
   bool bias = false;
+  ResidualType residual = ResidualType::kNone;
+  bool out_scale_per_column = false;
 
   friend bool operator==(const Epilogue& a, const Epilogue& b) {
     return a.out == b.out && a.activation == b.activation && a.x_zero == b.x_zero &&
-           a.x_scale == b.x_scale && a.w_zero == b.w_zero && a.bias == b.bias;
+           a.x_scale == b.x_scale && a.w_zero == b.w_zero && a.bias == b.bias &&
+           a.residual == b.residual && a.out_scale_per_column == b.out_scale_per_column;
   }
 };
+
+// Different for different epilogues.
+constexpr std::uint64_t BitsOf(const Epilogue& e) {
+  return std::uint64_t(e.out) | std::uint64_t(e.activation) << 4 | std::uint64_t(e.x_zero) << 8 |
+         std::uint64_t(e.x_scale) << 10 | std::uint64_t(e.residual) << 12 |
+         std::uint64_t(e.w_zero) << 16 | std::uint64_t(e.bias) << 17 |
+         std::uint64_t(e.out_scale_per_column) << 18;
+}
 
 struct GemmSpec {
   XType x = XType::kF32;
@@ -100,7 +125,8 @@ struct GemmOperands {
   const float* x_scale = nullptr;             // [1] or [m]
   const std::int32_t* x_zero = nullptr;       // [1] or [m]
   const float* bias = nullptr;                // [n]
-  float out_scale = 1.0F;
+  const void* residual = nullptr;             // [m, n]
+  const float* out_scale = nullptr;           // [1] or [n]
   std::int32_t out_zero = 0;
   void* out = nullptr;  // [m, n]
 };

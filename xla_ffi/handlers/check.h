@@ -77,14 +77,20 @@ class OptionalOperands {
     return *buffer;
   }
 
-  // A value per tensor (rank 0) or per row ([rows]); tells which.
+  std::optional<ffi::AnyBuffer> NextAny(const char* name) {
+    const auto buffer = args_.get<ffi::AnyBuffer>(next_++);
+    if (!check_.Require(buffer.has_value(), name, " is missing")) return {};
+    return *buffer;
+  }
+
+  // A value per tensor (rank 0) or one for each row or column ([size]); tells which.
   template <ffi::DataType dtype>
-  auto NextPerRow(const char* name, std::int64_t rows, bool& per_row) {
+  auto NextPerTensorOr(const char* name, std::int64_t size, bool& each) {
     const auto buffer = Next<dtype>(name);
     if (buffer) {
-      per_row = buffer->dimensions().size() == 1;
-      if (per_row) {
-        check_.Shape(name, *buffer, {rows});
+      each = buffer->dimensions().size() == 1;
+      if (each) {
+        check_.Shape(name, *buffer, {size});
       } else {
         check_.Shape(name, *buffer, {});
       }

@@ -1,16 +1,17 @@
 // jax_qgemm.gemm.v1: out = epilogue(x · w) for a packed weight; the mathematics is in gemm/spec.h.
 //
-// operands: x [M,K] u8, s8, f32 or bf16; data s8 [packed]; w_scale f32 [N];
+// operands: x [M,K] u8, s8, f32, bf16 or f16; data s8 [packed]; w_scale f32 [N];
 //   column_sums s32 [blocks,N];
 //   then those in use: x_scale f32 [] or [M]; x_zero_point s32 [] or [M]; w_zero_point s32 [N];
-//   bias f32 [N]; out_scale f32 []; out_zero_point s32 [].
-// result: out [M,N] f32, bf16, u8, s8, or s32 (the sums themselves).
+//   bias f32 [N]; residual f32, bf16 or f16 [M,N]; out_scale f32 [] or [N]; out_zero_point s32 [].
+// result: out [M,N] f32, bf16, f16, u8, s8, or s32 (the sums themselves).
 #include "gemm/gemm.h"
 
 #include <optional>
 #include <string_view>
 
 #include "handlers/check.h"
+#include "handlers/dtypes.h"
 #include "handlers/handlers.h"
 #include "handlers/pool.h"
 
@@ -19,48 +20,19 @@ namespace {
 
 constexpr char kTarget[] = "jax_qgemm.gemm.v1";
 
-std::optional<XType> XTypeOf(ffi::DataType dtype) {
-  switch (dtype) {
-    case ffi::DataType::U8:
-      return XType::kU8;
-    case ffi::DataType::S8:
-      return XType::kS8;
-    case ffi::DataType::F32:
-      return XType::kF32;
-    case ffi::DataType::BF16:
-      return XType::kBf16;
-    default:
-      return {};
-  }
-}
-
-std::optional<OutType> OutTypeOf(ffi::DataType dtype) {
-  switch (dtype) {
-    case ffi::DataType::F32:
-      return OutType::kF32;
-    case ffi::DataType::BF16:
-      return OutType::kBf16;
-    case ffi::DataType::U8:
-      return OutType::kU8;
-    case ffi::DataType::S8:
-      return OutType::kS8;
-    case ffi::DataType::S32:
-      return OutType::kS32;
-    default:
-      return {};
-  }
-}
-
 std::optional<Activation> ActivationOf(std::string_view name) {
   if (name == "none") return Activation::kNone;
   if (name == "relu") return Activation::kRelu;
+  if (name == "gelu") return Activation::kGelu;
+  if (name == "gelu_tanh") return Activation::kGeluTanh;
+  if (name == "silu") return Activation::kSilu;
   return {};
 }
 
 ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::BufferR1<ffi::S8> data,
                 ffi::BufferR1<ffi::F32> w_scale, ffi::BufferR2<ffi::S32> column_sums,
                 ffi::RemainingArgs rest, ffi::Result<ffi::AnyBuffer> out, bool dynamic,
-                bool has_x_zero_point, bool has_w_zero_point, bool has_bias,
+                bool has_x_zero_point, bool has_w_zero_point, bool has_bias, bool has_residual,
                 std::string_view activation) {
   Checker check(kTarget);
   PlanKey key;
@@ -85,8 +57,9 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::BufferR1<ffi
   check.Shape("out", *out, {m, n});
   check.Shape("data", data, {PackedLayout{k, n}.Bytes()});
   check.Shape("column_sums", column_sums, {KBlocks(k, has_w_zero_point), n});
-  check.Require(*out_type != OutType::kS32 || (!dynamic && !has_bias && *act == Activation::kNone),
-                "an int32 result takes integer x and no bias or activation");
+  check.Require(*out_type != OutType::kS32 ||
+                    (!dynamic && !has_bias && !has_residual && *act == Activation::kNone),
+                "an int32 result takes integer x and no bias, residual or activation");
 
   GemmOperands operands;
   operands.x = x.untyped_data();
@@ -100,25 +73,32 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::BufferR1<ffi
   };
   bool per_row = false;
   if (!dynamic && *out_type != OutType::kS32) {
-    operands.x_scale = optional.NextPerRow<ffi::F32>("x_scale", m, per_row);
+    operands.x_scale = optional.NextPerTensorOr<ffi::F32>("x_scale", m, per_row);
     epilogue.x_scale = granularity(per_row);
   }
   if (has_x_zero_point) {
     check.Require(
         !dynamic,
         "dynamic quantization chooses the zero point itself: x_zero_point must be absent");
-    operands.x_zero = optional.NextPerRow<ffi::S32>("x_zero_point", m, per_row);
+    operands.x_zero = optional.NextPerTensorOr<ffi::S32>("x_zero_point", m, per_row);
     epilogue.x_zero = granularity(per_row);
   }
   if (has_w_zero_point) operands.w_zero = optional.NextOfShape<ffi::S32>("w_zero_point", {n});
   if (has_bias) operands.bias = optional.NextOfShape<ffi::F32>("bias", {n});
-  if (IsQuantized(*out_type)) {
-    const float* scale = optional.NextOfShape<ffi::F32>("out_scale", {});
-    const std::int32_t* zero = optional.NextOfShape<ffi::S32>("out_zero_point", {});
-    if (check.ok()) {
-      operands.out_scale = *scale;
-      operands.out_zero = *zero;
+  if (has_residual) {
+    const auto residual = optional.NextAny("residual");
+    if (residual) {
+      check.Shape("residual", *residual, {m, n});
+      epilogue.residual = ResidualTypeOf(residual->element_type());
+      check.Require(epilogue.residual != ResidualType::kNone, "unsupported dtype of residual");
+      operands.residual = residual->untyped_data();
     }
+  }
+  if (IsQuantized(*out_type)) {
+    operands.out_scale =
+        optional.NextPerTensorOr<ffi::F32>("out_scale", n, epilogue.out_scale_per_column);
+    const std::int32_t* zero = optional.NextOfShape<ffi::S32>("out_zero_point", {});
+    if (check.ok()) operands.out_zero = *zero;
   }
   optional.RequireNoMore();
   if (!check.ok()) return check.error();
@@ -147,6 +127,7 @@ XLA_FFI_Error* GemmV1(XLA_FFI_CallFrame* call_frame) {
                                     .Attr<bool>("has_x_zero_point")
                                     .Attr<bool>("has_w_zero_point")
                                     .Attr<bool>("has_bias")
+                                    .Attr<bool>("has_residual")
                                     .Attr<std::string_view>("activation")
                                     .To(Gemm)
                                     .release();

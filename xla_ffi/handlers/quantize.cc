@@ -1,12 +1,13 @@
 // jax_qgemm.quantize.v1: rows of float x to int8 or uint8.
 //
-// mode "per_row_symmetric": operand x f32 or bf16 [M,K]; results q s8 [M,K], scale f32 [M].
+// mode "per_row_symmetric": operand x f32, bf16 or f16 [M,K]; results q s8 [M,K], scale f32 [M].
 // mode "per_row_asymmetric": the same x; results q u8 [M,K], scale f32 [M], zero_point s32 [M].
 // mode "static": operands x, scale f32 [], zero_point s32 []; result q s8 or u8 [M,K].
 #include <string_view>
 
 #include "gemm/quantize_rows.h"
 #include "handlers/check.h"
+#include "handlers/dtypes.h"
 #include "handlers/handlers.h"
 #include "handlers/pool.h"
 #include "runtime/float_env.h"
@@ -23,8 +24,8 @@ ffi::Error Quantize(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::Remainin
   const bool asymmetric = mode == "per_row_asymmetric";
   check.Require(is_static || asymmetric || mode == "per_row_symmetric", "unknown mode '", mode,
                 "'");
-  check.Require(x.element_type() == ffi::F32 || x.element_type() == ffi::BF16,
-                "x must be float32 or bfloat16");
+  const auto x_type = XTypeOf(x.element_type());
+  check.Require(x_type && IsFloat(*x_type), "x must be float32, bfloat16 or float16");
   const bool is_signed = q->element_type() == ffi::S8;
   const bool is_unsigned = q->element_type() == ffi::U8;
   check.Require(is_static    ? is_signed || is_unsigned
@@ -35,7 +36,7 @@ ffi::Error Quantize(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::Remainin
   if (!check.ok()) return check.error();
 
   QuantizeRowsOperands operands{};
-  operands.x_type = x.element_type() == ffi::F32 ? XType::kF32 : XType::kBf16;
+  operands.x_type = *x_type;
   operands.x = x.untyped_data();
   operands.rows = x.dimensions()[0];
   operands.k = x.dimensions()[1];

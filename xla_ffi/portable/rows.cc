@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "portable/bf16.h"
+#include "portable/half.h"
 #include "portable/portable.h"
 #include "portable/round.h"
 
@@ -15,11 +15,7 @@ float Load(const void* x, std::int64_t i) {
   T value;
   std::memcpy(&value, static_cast<const std::uint8_t*>(x) + i * std::int64_t(sizeof(T)),
               sizeof value);
-  if constexpr (sizeof(T) == 2) {
-    return FloatFromBf16(value);
-  } else {
-    return value;
-  }
+  return ToFloat(value);
 }
 
 template <class T>
@@ -46,14 +42,15 @@ void Quantize(const void* x, std::int64_t count, const QuantizeArgs* args, void*
   }
 }
 
+template <class T>
+RowKernels RowsOf() {
+  return {Range<T>, Quantize<T, std::uint8_t>, Quantize<T, std::int16_t>};
+}
+
 }  // namespace
 
 RowKernels PortableRows(XType x) {
-  if (x == XType::kBf16) {
-    return {Range<std::uint16_t>, Quantize<std::uint16_t, std::uint8_t>,
-            Quantize<std::uint16_t, std::int16_t>};
-  }
-  return {Range<float>, Quantize<float, std::uint8_t>, Quantize<float, std::int16_t>};
+  return x == XType::kBf16 ? RowsOf<Bf16>() : x == XType::kF16 ? RowsOf<F16>() : RowsOf<float>();
 }
 
 }  // namespace qgemm

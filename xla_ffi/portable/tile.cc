@@ -4,7 +4,8 @@
 #include <cstring>
 
 #include "gemm/layout.h"
-#include "portable/bf16.h"
+#include "portable/activation.h"
+#include "portable/half.h"
 #include "portable/portable.h"
 #include "portable/round.h"
 
@@ -16,8 +17,27 @@ std::uint32_t Dot(const std::uint8_t* a, const std::int8_t* b) {
   return std::uint32_t(a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3]);
 }
 
-float Activate(Activation activation, float y) {
-  return activation == Activation::kRelu && y < 0 ? 0.0F : y;
+template <class T>
+float LoadFloat(const void* from, std::int64_t index) {
+  T value;
+  std::memcpy(&value, static_cast<const std::uint8_t*>(from) + index * std::int64_t(sizeof(T)),
+              sizeof(T));
+  return ToFloat(value);
+}
+
+float Residual(const TileArgs& args, int row, int column) {
+  const void* from = static_cast<const std::uint8_t*>(args.residual) + row * args.residual_stride;
+  switch (args.key->epilogue.residual) {
+    case ResidualType::kF32:
+      return LoadFloat<float>(from, column);
+    case ResidualType::kBf16:
+      return LoadFloat<Bf16>(from, column);
+    case ResidualType::kF16:
+      return LoadFloat<F16>(from, column);
+    case ResidualType::kNone:
+      break;
+  }
+  return 0;
 }
 
 template <class T>
@@ -31,10 +51,14 @@ void StoreOutput(const TileArgs& args, float y, void* out, int column) {
       Store(y, out, column);
       break;
     case OutType::kBf16:
-      Store(Bf16Bits(y), out, column);
+      Store(ToBf16(y), out, column);
+      break;
+    case OutType::kF16:
+      Store(ToF16(y), out, column);
       break;
     default: {
-      const float t = y * args.out_inverse;
+      const float t = y * (args.key->epilogue.out_scale_per_column ? args.out_inverses[column]
+                                                                   : args.out_inverse);
       const float clamped = std::min(std::max(t == t ? t : 0.0F, args.out_low), args.out_high);
       Store(std::uint8_t(RoundToInt(clamped) + args.out_zero), out, column);
     }
@@ -68,6 +92,7 @@ void FinishRow(const TileArgs& args, int row, const std::uint32_t* acc) {
     float y = e.x_scale == Granularity::kRow ? (f * args.column_scales[j]) * args.row_scales[row]
                                              : f * (args.x_scale * args.column_scales[j]);
     if (e.bias) y = y + args.bias[j];
+    if (e.residual != ResidualType::kNone) y = y + Residual(args, row, j);
     StoreOutput(args, Activate(e.activation, y), out, j);
   }
 }

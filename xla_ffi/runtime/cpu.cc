@@ -92,15 +92,16 @@ CpuInfo Detect() {
     info.limited_by = "the operating system does not let a process run code it has generated";
     return info;
   }
-  if (cpu.has(XCpu::tAVX2)) {
+  const bool avx2 = cpu.has(XCpu::tAVX2) && cpu.has(XCpu::tFMA) && cpu.has(XCpu::tF16C);
+  if (avx2) {
     info.available.push_back(Isa::kAvx2);
   } else {
-    info.limited_by = "the CPU has no AVX2";
+    info.limited_by = "the CPU has no AVX2, or it has no FMA or F16C";
   }
-  const bool avx512_vnni = cpu.has(XCpu::tAVX512F) && cpu.has(XCpu::tAVX512BW) &&
+  const bool avx512_vnni = avx2 && cpu.has(XCpu::tAVX512F) && cpu.has(XCpu::tAVX512BW) &&
                            cpu.has(XCpu::tAVX512VL) && cpu.has(XCpu::tAVX512_VNNI);
   // AVX-512 has the 256-bit instruction too, in an encoding of its own.
-  if (cpu.has(XCpu::tAVX2) && (cpu.has(XCpu::tAVX_VNNI) || avx512_vnni)) {
+  if ((avx2 && cpu.has(XCpu::tAVX_VNNI)) || avx512_vnni) {
     info.available.push_back(Isa::kAvxVnni);
   }
   if (avx512_vnni) info.available.push_back(Isa::kAvx512Vnni);
