@@ -7,6 +7,7 @@ Each check takes the public function's name first, so that a message reads
 import contextlib
 import dataclasses
 import operator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +82,45 @@ def qtype_name(function: str, name: str, qtype) -> str:
     return found
 
 
+GROUP_UNIT, MAX_GROUP = 16, 32768
+
+
+def group_size(function: str, name: str, value) -> int | None:
+    """A size of groups that kernels take; None stays None."""
+    if value is None:
+        return None
+    try:
+        size = -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        size = -1
+    if not (0 < size <= MAX_GROUP and size % GROUP_UNIT == 0):
+        raise ValueError(
+            f"{function}: {name} must be None or a multiple of {GROUP_UNIT} up to {MAX_GROUP} "
+            f"(32, 64, 128, …), got {value!r}"
+        )
+    return size
+
+
+class WeightFormat(NamedTuple):
+    """What `pack_weight` makes: "int8", or "int8:128" with groups of 128 along K."""
+
+    qtype: str
+    group: int | None
+
+    def __str__(self) -> str:
+        return self.qtype if self.group is None else f"{self.qtype}:{self.group}"
+
+
+def weight_format(function: str, name: str, text) -> WeightFormat:
+    """The format that a text, or a dtype, means."""
+    qtype, colon, group = text.partition(":") if isinstance(text, str) else (text, "", "")
+    qtype = qtype_name(function, name, qtype)
+    if not colon:
+        return WeightFormat(qtype, None)
+    size = group_size(function, f"{name}'s group", int(group) if group.isdecimal() else group)
+    return WeightFormat(qtype, size)
+
+
 def scale_array(function: str, name: str, scale):
     """`scale` as float32; where its values are known they must lie in SCALE_RANGE."""
     if isinstance(scale, int) and not isinstance(scale, bool):
@@ -150,11 +190,29 @@ def check_quantized(function: str, name: str, q):
     elif zero_point is not None:
         zero_point = zero_point_array(function, f"{name}.zero_point", zero_point, qtype)
     q = dataclasses.replace(q, qvalue=qvalue, scale=scale, zero_point=zero_point, qtype=qtype)
+    if group_size(function, f"{name}.group_size", q.group_size) is not None:
+        return _check_groups(function, name, q)
     for part, value in (("scale", scale), ("zero_point", zero_point)):
         if value is not None and not fits(value.shape, qvalue.shape):
             raise ValueError(
                 f"{function}: {name}.{part} has shape {value.shape}, expected () or 1 or the full "
                 f"size on each axis of {describe(q)}; arrays made under vmap are used under vmap"
+            )
+    return q
+
+
+def _check_groups(function: str, name: str, q):
+    if q.ndim != 2:
+        raise ValueError(
+            f"{function}: {name} has group_size {q.group_size}, which takes 2 dimensions (K, N), "
+            f"got {describe(q)}"
+        )
+    expected = (max(1, -(-q.shape[0] // q.group_size)), q.shape[1])
+    for part, value in (("scale", q.scale), ("zero_point", q.zero_point)):
+        if value is not None and value.shape != expected:
+            raise ValueError(
+                f"{function}: {name}.{part} has shape {value.shape}, expected {expected}: one for "
+                f"each group of {q.group_size} rows and column of {describe(q)}"
             )
     return q
 

@@ -159,6 +159,7 @@ def _linear(
         residual=residual is not None,
         activation=str(activation or "none"),
         out_dtype=out_dtype,
+        group=w.group_size,
         out_scale="column" if out_scale is not None and out_scale.ndim else "tensor",
     )
     operands = {
@@ -193,6 +194,10 @@ def _folded(x, operands, *, spec: GemmSpec):
 
 def _scheme(function: str, x: QuantizedArray):
     """Values of x, and whether its scale and zero point are "none", one per "tensor" or "row"."""
+    if x.group_size:
+        raise ValueError(
+            f"{function}: x has scales per group; activations have one per tensor or per row"
+        )
     rows = x.shape[:-1]
     forms, parts = [], []
     for name, part in (("scale", x.scale), ("zero_point", x.zero_point)):

@@ -14,8 +14,8 @@ def pack(q: QuantizedArray) -> PackedWeight:
     """Pack a quantized (K, N) weight; `unpack(pack(q))` equals q.
 
     Args:
-      q: 2-D QuantizedArray, int8 or uint8; scale and zero_point per tensor, shape (), or per
-        column, shape (1, N).
+      q: 2-D QuantizedArray, int8 or uint8; scale and zero_point per tensor, shape (), per column,
+        shape (1, N), or with a group_size.
 
     Raises:
       TypeError: q is no QuantizedArray, or holds arrays of other dtypes than it should.
@@ -33,7 +33,7 @@ def pack(q: QuantizedArray) -> PackedWeight:
         )
     n = q.shape[1]
     for name, part in (("scale", q.scale), ("zero_point", q.zero_point)):
-        if part is not None and part.shape not in ((), (1, n)):
+        if q.group_size is None and part is not None and part.shape not in ((), (1, n)):
             raise ValueError(
                 f"pack: q.{name} has shape {part.shape}, expected () or (1, {n}): one per tensor "
                 "or per column, quantize(kernel, qtype, channelwise_axes=[1])"
@@ -53,25 +53,27 @@ def unpack(w: PackedWeight) -> QuantizedArray:
 
 
 def pack_weight(kernel, qtype="int8", *, symmetric=None) -> PackedWeight:
-    """Quantize a float (K, N) weight with one scale per column and pack it.
+    """Quantize a float (K, N) weight with one scale per column, or per group, and pack it.
 
     Args:
       kernel: float32, bfloat16 or float16 (K, N).
-      qtype: "int8" or "uint8".
+      qtype: "int8" or "uint8"; with a size of groups along K as in "int8:64", a scale for each
+        group and column.
       symmetric: as in `quantize`.
 
     Raises:
       TypeError: kernel is of another dtype.
-      ValueError: kernel is not 2-D, unknown qtype.
+      ValueError: kernel is not 2-D, unknown qtype or size of groups.
     """
     kernel = errors.float_array("pack_weight", "kernel", kernel)
-    qtype = errors.qtype_name("pack_weight", "qtype", qtype)
+    qtype, group = errors.weight_format("pack_weight", "qtype", qtype)
     if kernel.ndim != 2:
         raise ValueError(
             f"pack_weight: kernel must have 2 dimensions (K, N), got {describe(kernel)}; use "
             "jax.vmap for a stack"
         )
-    return pack(quantize(kernel, qtype, channelwise_axes=[1], symmetric=symmetric))
+    form = {"channelwise_axes": [1]} if group is None else {"group_size": group}
+    return pack(quantize(kernel, qtype, symmetric=symmetric, **form))
 
 
 def check_packed(function: str, name: str, w) -> None:
@@ -94,17 +96,23 @@ def check_packed(function: str, name: str, w) -> None:
 
 @jax.jit
 def _pack(q: QuantizedArray) -> PackedWeight:
+    group, columns = q.group_size, q.scale.shape if q.group_size else (q.shape[1],)
     channelwise = q.scale.ndim > 0 or (q.zero_point is not None and q.zero_point.ndim > 0)
-    n = q.shape[1]
     qvalue, zero_point = q.qvalue, q.zero_point
     if q.qtype == "uint8":
         qvalue = (qvalue.astype(jnp.int16) - 128).astype(jnp.int8)
         zero_point = (jnp.int32(0) if zero_point is None else zero_point) - 128
-    scale = jnp.broadcast_to(q.scale.reshape(-1), (n,))
+
+    def parameters(part):
+        return part if group else jnp.broadcast_to(part.reshape(-1), columns)
+
+    scale = parameters(q.scale)
     if zero_point is not None:
-        zero_point = jnp.broadcast_to(zero_point.reshape(-1), (n,))
-    data, column_sums = primitive.pack(qvalue, zero_point)
-    return PackedWeight(data, scale, zero_point, column_sums, q.shape, q.qtype, channelwise)
+        zero_point = jnp.broadcast_to(parameters(zero_point), columns)
+    data, column_sums = primitive.pack(qvalue, zero_point, group)
+    return PackedWeight(
+        data, scale, zero_point, column_sums, q.shape, q.qtype, channelwise, group_size=group
+    )
 
 
 @jax.jit
@@ -116,10 +124,12 @@ def _unpack(w: PackedWeight) -> QuantizedArray:
         zero_point = zero_point + 128
 
     def parameters(columns, empty):
+        if w.group_size:
+            return columns
         if w.channelwise:
             return columns[None]
         return columns[0] if w.matrix_shape[1] else empty
 
     scale = parameters(w.scale, jnp.float32(1))
     zero_point = None if zero_point is None else parameters(zero_point, jnp.int32(0))
-    return QuantizedArray(q, scale, zero_point, w.qtype)
+    return QuantizedArray(q, scale, zero_point, w.qtype, w.group_size)

@@ -16,7 +16,14 @@ from jax_qgemm.types import PackedWeight, QuantizedArray
 
 
 def quantize(
-    x, qtype, *, channelwise_axes=(), scale=None, zero_point=None, symmetric=None
+    x,
+    qtype,
+    *,
+    channelwise_axes=(),
+    group_size=None,
+    scale=None,
+    zero_point=None,
+    symmetric=None,
 ) -> QuantizedArray:
     """Quantize float values to 8 bits: q = clamp(round_to_nearest_even(x / scale) + zero_point).
 
@@ -30,6 +37,8 @@ def quantize(
       qtype: "int8" or "uint8", or the dtype.
       channelwise_axes: axes along which every index has a scale of its own; () is per tensor.
         For a (K, N) weight [1], for activations all axes but the last.
+      group_size: for a weight (K, N), in place of channelwise_axes: a scale for every so many rows
+        of each column, a multiple of 16 (32, 64 and 128 are usual; the last group may be shorter).
       scale: float32 of shape (), or of x's rank with 1 on the axes that share a scale.
       zero_point: integer, of shape () or the shape of `scale`; only together with `scale`.
         A traced one outside the range of qtype is clamped.
@@ -37,19 +46,32 @@ def quantize(
         True for int8, False for uint8.
 
     Returns:
-      QuantizedArray; per-tensor scale of shape (), else of x's rank. zero_point is None where it
-      is 0 for int8.
+      QuantizedArray; per-tensor scale of shape (), else of x's rank, (⌈K / group_size⌉, N) of
+      groups. zero_point is None where it is 0 for int8.
 
     Raises:
       TypeError: x is of another dtype, axes or zero_point are no integers.
-      ValueError: unknown qtype, axes outside x, scale or zero_point of a wrong shape, or with
-        values outside their range (checked where they are known at trace time): 2**-126 to 2**126
-        for scale.
+      ValueError: unknown qtype, axes outside x, a group_size that kernels do not take, or with
+        other parameters, or for x of other than 2 dimensions, scale or zero_point of a wrong
+        shape, or with values outside their range (checked where they are known at trace time):
+        2**-126 to 2**126 for scale.
       NotImplementedError: differentiated, in any form.
     """
     x = errors.float_array("quantize", "x", x)
     qtype = errors.qtype_name("quantize", "qtype", qtype)
     axes = _canonical_axes(channelwise_axes, x)
+    group_size = errors.group_size("quantize", "group_size", group_size)
+    if group_size is not None:
+        if axes or scale is not None or zero_point is not None:
+            raise ValueError(
+                "quantize: group_size chooses a scale per group and column; leave out "
+                "channelwise_axes, scale and zero_point"
+            )
+        if x.ndim != 2:
+            raise ValueError(f"quantize: group_size takes x of 2 dimensions, got {describe(x)}")
+        symmetric = qtype == "int8" if symmetric is None else bool(symmetric)
+        parts = _quantize_groups(x, qtype=qtype, group=group_size, symmetric=symmetric)
+        return QuantizedArray(*parts, qtype, group_size)
     if scale is not None:
         return _quantize_static(x, qtype, axes, scale, zero_point, symmetric)
     if zero_point is not None:
@@ -111,6 +133,12 @@ def _choose_and_quantize(x, *, qtype, shared, symmetric):
         scale = scale.reshape(())
         zero_point = None if zero_point is None else zero_point.reshape(())
     return q, scale, zero_point
+
+
+@functools.partial(jax.jit, static_argnames=("qtype", "group", "symmetric"), inline=True)
+def _quantize_groups(x, *, qtype, group, symmetric):
+    (x,) = _no_gradient(x)
+    return reference.quantize_groups(x, qtype, group, symmetric)
 
 
 @functools.partial(jax.jit, static_argnames="qtype", inline=True)

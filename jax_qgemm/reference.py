@@ -91,6 +91,27 @@ def dequantize(qvalue, scale, zero_point):
     return (q if zero_point is None else q - zero_point).astype(jnp.float32) * scale
 
 
+def expand(parameters, k: int, group: int | None):
+    """Scales or zero points [groups,N] as [K,N]; without groups as they are."""
+    return parameters if group is None else jnp.repeat(parameters, group, axis=0)[:k]
+
+
+def quantize_groups(x, qtype: str, group: int, symmetric: bool):
+    """x [K,N] → parameters chosen for each group of rows and column: q [K,N], scale f32 and zero
+    point s32 or None [groups,N]."""
+    k, n = x.shape
+    groups = len(blocks(k, False, group))
+    x = x.astype(jnp.float32)
+    parts = jnp.pad(x, ((0, groups * group - k), (0, 0))).reshape(groups, group, n)
+    if symmetric:
+        scale, inverse = symmetric_params(parts, (1,), 127)
+        zero_point = None if qtype == "int8" else jnp.full_like(scale, 128, jnp.int32)
+    else:
+        scale, inverse, zero_point = asymmetric_params(parts, (1,), qtype)
+    q = quantize_affine(parts * inverse, zero_point, qtype).reshape(groups * group, n)[:k]
+    return q, scale[:, 0], None if zero_point is None else zero_point[:, 0]
+
+
 def quantize_rows(x, qtype: str):
     """x [M,K] → parameters chosen for each row: [q int8, scale f32[M]], symmetric, or
     [q uint8, scale f32[M], zero_point s32[M]], asymmetric."""
@@ -105,14 +126,14 @@ def quantize_rows(x, qtype: str):
 # The packed layout: packed[panel][k // 4][column][k % 4], panels of 64 columns
 
 
-def k_block(has_zero_point: bool) -> int:
+def k_block(has_zero_point: bool, group: int | None = None) -> int:
     """Longest part of K whose int32 sum cannot overflow."""
-    return 32768 if has_zero_point else 65536
+    return group or (32768 if has_zero_point else 65536)
 
 
-def blocks(k: int, has_zero_point: bool) -> list[slice]:
-    """K in consecutive blocks, at least one."""
-    step = k_block(has_zero_point)
+def blocks(k: int, has_zero_point: bool, group: int | None = None) -> list[slice]:
+    """K in consecutive blocks, at least one: the groups, where a weight has such."""
+    step = k_block(has_zero_point, group)
     return [slice(start, min(start + step, k)) for start in range(0, max(k, 1), step)]
 
 
@@ -121,14 +142,15 @@ def packed_size(k: int, n: int) -> int:
     return (n + 15) // 16 * 16 * ((k + 3) // 4 * 4)
 
 
-def pack(qvalue, zero_point=None):
+def pack(qvalue, zero_point=None, group: int | None = None):
     """qvalue s8[K,N] → data s8[N16*K4], column_sums s32[blocks,N] of (qvalue - zero_point)."""
     k, n = qvalue.shape
     centred = qvalue.astype(jnp.int32)
     if zero_point is not None:
-        centred = centred - zero_point
+        centred = centred - expand(zero_point, k, group)
     sums = [
-        centred[part].sum(axis=0, dtype=jnp.int32) for part in blocks(k, zero_point is not None)
+        centred[part].sum(axis=0, dtype=jnp.int32)
+        for part in blocks(k, zero_point is not None, group)
     ]
     padded = jnp.pad(qvalue, ((0, -k % 4), (0, -n % 16)))
     k4, n16 = padded.shape
@@ -204,16 +226,19 @@ def gemm(
     qx = x.astype(jnp.int32)
     if x_zero_point is not None:
         qx = qx - (x_zero_point[:, None] if x_zero_point.ndim else x_zero_point)
-    qw = unpack(data, x.shape[1], w_scale.shape[0]).astype(jnp.int32)
+    qw = unpack(data, x.shape[1], w_scale.shape[-1]).astype(jnp.int32)
     if w_zero_point is not None:
-        qw = qw - w_zero_point
+        qw = qw - expand(w_zero_point, x.shape[1], spec.group)
     if spec.out_dtype == "int32":
         return lax.dot(qx, qw, preferred_element_type=jnp.int32)
     y = 0
-    for part in blocks(x.shape[1], w_zero_point is not None):
+    for i, part in enumerate(blocks(x.shape[1], w_zero_point is not None, spec.group)):
         acc = lax.dot(qx[:, part], qw[part], preferred_element_type=jnp.int32)
-        y = y + acc.astype(jnp.float32)
-    if spec.dynamic or spec.x_scale == "row":
+        term = acc.astype(jnp.float32)
+        y = y + (term if spec.group is None else _rounded(term * w_scale[i]))
+    if spec.group is not None:
+        y = _rounded(y) * (x_scale[:, None] if x_scale.ndim else x_scale)
+    elif spec.dynamic or spec.x_scale == "row":
         y = _rounded(y * w_scale) * x_scale[:, None]
     else:
         y = y * (x_scale * w_scale)

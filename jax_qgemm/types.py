@@ -7,6 +7,7 @@ tracers, shapes or placeholders inside. The functions that use them check.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 
@@ -101,12 +102,15 @@ class QuantizedArray(_Quantized):
       scale: float32, shape () or qvalue's rank with 1 on the axes that share a scale.
       zero_point: int32 of the shape of `scale`; None means 0.
       qtype: "int8" or "uint8", static.
+      group_size: for a matrix (K, N) with scales per group: so many rows of a column share one,
+        and `scale` is of shape (⌈K / group_size⌉, N). None without groups. Static.
     """
 
     qvalue: jax.Array
     scale: jax.Array
     zero_point: jax.Array | None
     qtype: str = dataclasses.field(metadata={"static": True})
+    group_size: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -115,22 +119,23 @@ class QuantizedArray(_Quantized):
     def dequantize(self) -> jax.Array:
         """The real values, float32. TypeError or ValueError for parts that do not fit."""
         q = errors.check_quantized("dequantize", "q", self)
-        return reference.dequantize(q.qvalue, q.scale, q.zero_point)
+        return _dequantize(q.qvalue, q.scale, q.zero_point, q.group_size)
 
     def _metadata(self) -> list[int]:
-        return [reference.FORMAT_VERSION, _QTYPES.index(self.qtype)]
+        return [reference.FORMAT_VERSION, _QTYPES.index(self.qtype), self.group_size or 0]
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> QuantizedArray:
         """The inverse of `to_arrays`. ValueError for data of a newer release or altered data."""
         dtypes = {"qvalue": "qtype", "scale": "float32", "zero_point": "int32"}
-        _, qtype, parts = cls._read(arrays, dtypes, 2)
-        return cls(**parts, qtype=qtype)
+        (*_, group), qtype, parts = cls._read(arrays, dtypes, 3)
+        return cls(**parts, qtype=qtype, group_size=group or None)
 
     def __repr__(self) -> str:
         return (
             f"QuantizedArray({_brief(self.qvalue)}, scale={_brief(self.scale)}, "
-            f"zero_point={_brief(self.zero_point)}, qtype={self.qtype!r})"
+            f"zero_point={_brief(self.zero_point)}, qtype={self.qtype!r}"
+            + (f", group_size={self.group_size})" if self.group_size else ")")
         )
 
 
@@ -145,13 +150,15 @@ class PackedWeight(_Quantized):
 
     Attributes:
       data: int8, flat: panels of 64 columns, in them quads of K, in them columns.
-      scale: float32[N], one per column even where the weight has a single scale.
-      zero_point: int32[N] or None, in terms of the stored int8 values.
+      scale: float32[N], one per column even where the weight has a single scale; [groups, N] of a
+        weight in groups.
+      zero_point: int32 of the shape of `scale`, or None; in terms of the stored int8 values.
       column_sums: int32[blocks, N], sums over blocks of K of (value - zero_point).
       matrix_shape: (K, N), static.
       qtype: "int8" or "uint8" (stored as q - 128), static.
       channelwise: whether the columns have scales of their own, static.
       format_version: of the layout, static.
+      group_size: so many elements along K share a scale; None: all of them. Static.
     """
 
     data: jax.Array
@@ -164,6 +171,7 @@ class PackedWeight(_Quantized):
     format_version: int = dataclasses.field(
         default=reference.FORMAT_VERSION, metadata={"static": True}
     )
+    group_size: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -176,21 +184,23 @@ class PackedWeight(_Quantized):
             return jax.vmap(PackedWeight.dequantize)(self)
         errors.check_format_version("dequantize", self.format_version)
         values = reference.unpack(self.data, *self.matrix_shape)
-        return reference.dequantize(values, self.scale, self.zero_point)
+        return _dequantize(values, self.scale, self.zero_point, self.group_size)
 
     def _metadata(self) -> list[int]:
         index = _QTYPES.index(self.qtype)
-        return [self.format_version, index, *self.matrix_shape, int(self.channelwise)]
+        group = self.group_size or 0
+        return [self.format_version, index, *self.matrix_shape, int(self.channelwise), group]
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> PackedWeight:
         """The inverse of `to_arrays`. ValueError for data of a newer release or altered data."""
         ints = {"zero_point": "int32", "column_sums": "int32"}
         dtypes = {"data": "int8", "scale": "float32", **ints}
-        (version, _, k, n, channelwise), qtype, parts = cls._read(arrays, dtypes, 5)
+        (version, _, k, n, channelwise, group), qtype, parts = cls._read(arrays, dtypes, 6)
         where = "PackedWeight.from_arrays"
         if min(k, n) < 0:
             raise ValueError(f"{where}: metadata must hold sizes K, N >= 0, got {k}, {n}")
+        group = errors.group_size(where, "group_size", group or None)
         data, has_zero_point = parts["data"], parts["zero_point"] is not None
         if qtype == "uint8" and not has_zero_point:
             raise ValueError(f"{where}: no zero_point in the data, which a uint8 weight has")
@@ -199,8 +209,13 @@ class PackedWeight(_Quantized):
                 f"{where}: data has {data.shape[-1] if data.ndim else 'no'} bytes, expected "
                 f"{reference.packed_size(k, n)} for a packed {k}×{n} weight"
             )
-        blocks = len(reference.blocks(k, has_zero_point))
-        for name, shape in (("scale", (n,)), ("zero_point", (n,)), ("column_sums", (blocks, n))):
+        blocks = len(reference.blocks(k, has_zero_point, group))
+        columns = (blocks, n) if group else (n,)
+        for name, shape in (
+            ("scale", columns),
+            ("zero_point", columns),
+            ("column_sums", (blocks, n)),
+        ):
             expected = (*data.shape[:-1], *shape)
             if parts[name] is not None and parts[name].shape != expected:
                 raise ValueError(
@@ -212,10 +227,12 @@ class PackedWeight(_Quantized):
             qtype=qtype,
             channelwise=bool(channelwise),
             format_version=version,
+            group_size=group,
         )
 
     def __repr__(self) -> str:
         scales = "per channel" if self.channelwise else "per tensor"
+        scales = f"per group of {self.group_size}" if self.group_size else scales
         dims = ",".join(map(str, self.shape))
         zero_point = "" if self.zero_point is None else f", zero_point={_brief(self.zero_point)}"
         return f"PackedWeight({self.qtype}[{dims}], {scales}, data={_brief(self.data)}{zero_point})"
@@ -232,6 +249,7 @@ class GemmSpec:
       activation: "none", or a key of `reference.ACTIVATIONS`.
       out_dtype: "float32", "bfloat16", "float16", "int8", "uint8" or "int32" (the raw sums).
       out_scale: of an 8-bit result: one per "tensor" or "column".
+      group: so many elements of K share a scale (and zero point) of w; None: all of them.
     """
 
     dynamic: bool
@@ -243,6 +261,16 @@ class GemmSpec:
     activation: str = "none"
     out_dtype: str = "float32"
     out_scale: str = "tensor"
+    group: int | None = None
+
+
+@functools.partial(jax.jit, static_argnums=3, inline=True)
+def _dequantize(values, scale, zero_point, group: int | None):
+    if group is not None:
+        k = values.shape[0]
+        scale = reference.expand(scale, k, group)
+        zero_point = None if zero_point is None else reference.expand(zero_point, k, group)
+    return reference.dequantize(values, scale, zero_point)
 
 
 def _brief(part) -> str:

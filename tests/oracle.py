@@ -97,6 +97,16 @@ SMOOTH = {
 """Activations that kernels approximate, here in float64."""
 
 
+def quantize_groups(x, qtype, group, symmetric):
+    """(q, scale, zero_point) of a matrix with parameters for each group of rows and column."""
+    parts = [quantize(part, qtype, (1,), symmetric) for part in _groups(x, group)]
+    return [np.concatenate(p) for p in zip(*parts, strict=True)]
+
+
+def _groups(matrix, group):
+    return [matrix[start : start + group] for start in range(0, max(len(matrix), 1), group)]
+
+
 def linear(
     qx,
     sx,
@@ -111,23 +121,34 @@ def linear(
     out="float32",
     out_scale=None,
     out_zero_point=0,
+    group=None,
 ):
-    """The product [M,N]. sx is () or [M,1], zx like it, sw, zw and out_scale broadcast over columns
-    [N]; the residual is [M,N]. Smooth activations are exact here, which kernels need not be."""
+    """The product [M,N]. sx is () or [M,1], zx like it; sw, zw and out_scale broadcast over columns
+    [N], with a group sw and zw are [groups,N]; the residual is [M,N]. Smooth activations are exact
+    here, which kernels need not be."""
     k, n = qw.shape
-    sx, sw = np.asarray(sx, F32), np.broadcast_to(np.asarray(sw, F32).reshape(-1), (n,))
-    block = 65536 if zw is None else 32768
-    zw = 0 if zw is None else np.broadcast_to(np.asarray(zw).reshape(-1), (n,))
+    sx = np.asarray(sx, F32)
+    block = group or (65536 if zw is None else 32768)
+    if group is None:
+        sw = np.broadcast_to(np.asarray(sw, F32).reshape(-1), (n,))
+        zw = 0 if zw is None else np.broadcast_to(np.asarray(zw).reshape(-1), (n,))
     if out == "int32":
         return wrap32(accumulate(qx, zx, qw, zw))
     y = np.zeros((qx.shape[0], n), F32)
     for start in range(0, k, block):
         part = slice(start, start + block)
-        acc = accumulate(qx[:, part], zx, qw[part], zw)
+        zero = 0 if zw is None else zw[start // block] if group else zw
+        acc = accumulate(qx[:, part], zx, qw[part], zero)
         assert not acc.size or np.abs(acc).max() < 2**31
-        y = y + acc.astype(np.int32).astype(F32)
+        term = acc.astype(np.int32).astype(F32)
+        y = y + (term * sw[start // block] if group else term)
     with np.errstate(all="ignore"):
-        y = y * (sx * sw) if sx.ndim == 0 else (y * sw) * sx
+        if group:
+            y = y * sx
+        elif sx.ndim == 0:
+            y = y * (sx * sw)
+        else:
+            y = (y * sw) * sx
         if bias is not None:
             y = y + np.asarray(bias).astype(F32)
         if residual is not None:
@@ -147,7 +168,7 @@ def dot(x, qw, sw, zw=None, **epilogue):
     return linear(q, scale, zero_point, qw, sw, zw, **epilogue)
 
 
-def pack(qvalue, zero_point=None):
+def pack(qvalue, zero_point=None, group=None):
     """Packed bytes and column sums of s8[K,N], element by element from the layout's formula."""
     k, n = qvalue.shape
     k4, n16 = -(-k // 4) * 4, -(-n // 16) * 16
@@ -156,7 +177,10 @@ def pack(qvalue, zero_point=None):
     panel = columns // 64
     width = np.minimum(64, n16 - panel * 64)
     data[panel * 64 * k4 + (rows // 4 * width + columns % 64) * 4 + rows % 4] = qvalue
-    block = 65536 if zero_point is None else 32768
-    centred = qvalue.astype(np.int64) - (0 if zero_point is None else zero_point)
+    block = group or (65536 if zero_point is None else 32768)
+    zero_point = 0 if zero_point is None else zero_point
+    if group and np.ndim(zero_point):
+        zero_point = np.repeat(zero_point, group, axis=0)[:k]
+    centred = qvalue.astype(np.int64) - zero_point
     starts = range(0, max(k, 1), block)
     return data, np.stack([wrap32(centred[s : s + block].sum(axis=0)) for s in starts])

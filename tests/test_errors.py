@@ -121,6 +121,36 @@ def test_activation(small, xq):
             call()
 
 
+@pytest.mark.parametrize("wrong", [0, 8, -16, 40, 65536, 32.0, True, "32"])
+def test_group_size(wrong):
+    reason = "must be None or a multiple of 16 up to 32768 (32, 64, 128, …), got "
+    with refuses(ValueError, f"quantize: group_size {reason}{wrong!r}"):
+        jq.quantize(X, "int8", group_size=wrong)
+    with refuses(ValueError, f"pack: q.group_size {reason}{wrong!r}"):
+        jq.pack(jq.QuantizedArray(jnp.ones((8, 3), jnp.int8), 1.0, None, "int8", wrong))
+
+
+def test_groups(small):
+    with refuses(ValueError, "quantize: group_size chooses a scale per group and column; leave ou"):
+        jq.quantize(X, "int8", group_size=32, channelwise_axes=[1])
+    with refuses(ValueError, "quantize: group_size takes x of 2 dimensions, got float32[2,8,768]"):
+        jq.quantize(jnp.stack([X, X]), "int8", group_size=32)
+    with refuses(
+        ValueError, "pack_weight: qtype's group must be None or a multiple of 16 up to 32"
+    ):
+        jq.pack_weight(X, "int8:x")
+    with refuses(ValueError, "pack_weight: qtype must be 'int8' or 'uint8', got 'int3'"):
+        jq.pack_weight(X, "int3:32")
+    q = jq.quantize(X, "int8", group_size=32)
+    with refuses(ValueError, "dot: x has scales per group; activations have one per tensor or per"):
+        jq.dot(q, small)
+    wrong = jq.QuantizedArray(q.qvalue, q.scale[:, :5], None, "int8", 32)
+    with refuses(
+        ValueError, "pack: q.scale has shape (1, 5), expected (1, 768): one for each grou"
+    ):
+        jq.pack(wrong)
+
+
 def test_residual(small, xq):
     with refuses(ValueError, "dot: residual has shape (3,), expected (8, 3), the shape of the res"):
         jq.dot(X, small, residual=jnp.ones(3))

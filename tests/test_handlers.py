@@ -29,6 +29,7 @@ ATTRIBUTES = {
     "has_w_zero_point": False,
     "has_bias": False,
     "has_residual": False,
+    "group": np.int64(0),
     "activation": "none",
 }
 
@@ -105,7 +106,9 @@ def test_pack_refuses():
     def pack(data, sums, *zero_point, flag=False):
         results = [jax.ShapeDtypeStruct(data, S8), jax.ShapeDtypeStruct(sums, S32)]
         call = jax.ffi.ffi_call("jax_qgemm.pack.v1", results)
-        return jax.block_until_ready(call(zeros((K, N), S8), *zero_point, has_zero_point=flag))
+        return jax.block_until_ready(
+            call(zeros((K, N), S8), *zero_point, has_zero_point=flag, group=np.int64(0))
+        )
 
     pack((N * K,), (1, N))
     for reason, arguments in [

@@ -19,22 +19,25 @@ from jax_qgemm.types import GemmSpec
 EXACT = bool(native.targets)  # else XLA's lowering is tested, within 2 ulp
 X = ("f32", "bf16", "f16", "s8 tensor", "s8 tensor zero", "u8 tensor", "s8 row", "u8 row")
 X_FLOAT = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
-W = ("s8 column", "s8 tensor", "s8 zero", "u8 column")
+W = ("s8 column", "s8 tensor", "s8 zero", "u8 column", "s8 group", "u8 group")
 OUT = ("float32", "bfloat16", "float16", "int8", "uint8", "int32")
 
 
 def make_weight(rng, k, n, form):
-    """(PackedWeight, stored s8 values, scales, zero points or None)."""
+    """(PackedWeight, stored s8 values, scales, zero points or None). Groups: of 16, 32 or 64."""
     stored = rng.integers(-128, 128, (k, n)).astype(np.int8)
-    has_zero = form in ("s8 zero", "u8 column")
-    zero_point = rng.integers(-128, 128, n).astype(np.int32) if has_zero else None
-    scale = rng.uniform(0.001, 0.02, n).astype(np.float32)
+    group = int(rng.choice([16, 32, 64])) if "group" in form else None
+    columns = (max(1, -(-k // group)), n) if group else (n,)
+    has_zero = form in ("s8 zero", "u8 column", "u8 group")
+    zero_point = rng.integers(-128, 128, columns).astype(np.int32) if has_zero else None
+    scale = rng.uniform(0.001, 0.02, columns).astype(np.float32)
     if form == "s8 tensor":
         scale[:] = 0.0073
-    data, sums = oracle.pack(stored, zero_point)
+    data, sums = oracle.pack(stored, zero_point, group)
     parts = jax.tree.map(jnp.asarray, (data, scale, zero_point, sums))
-    qtype = "uint8" if form == "u8 column" else "int8"
-    return jq.PackedWeight(*parts, (k, n), qtype, form != "s8 tensor"), stored, scale, zero_point
+    qtype = "uint8" if form[:2] == "u8" else "int8"
+    w = jq.PackedWeight(*parts, (k, n), qtype, form != "s8 tensor", group_size=group)
+    return w, stored, scale, zero_point
 
 
 def make_x(rng, m, k, form):
@@ -91,13 +94,15 @@ def check(
     ws, stored, sw, zw = make_weight(rng, k, n, w)
     b = jnp.asarray(rng.standard_normal(n) * np.sqrt(k), bias) if bias else None
     r = jnp.asarray(rng.standard_normal((m, n)) * 3, residual) if residual else None
-    plain = oracle.linear(qx, sx, zx, stored, sw, zw)
+    if ws.group_size and out == "int32":
+        out = "float32"  # sums of groups have no common scale
+    plain = oracle.linear(qx, sx, zx, stored, sw, zw, group=ws.group_size)
     spread = max(float(np.std(plain)) if plain.size else 0.0, 1e-3)
     out_scale, out_zero = np.float32(spread / 40), 3 if out == "int8" else 130
     if per_column:
         out_scale = out_scale * rng.uniform(0.5, 2, n).astype(np.float32)
     want = oracle.linear(
-        qx, sx, zx, stored, sw, zw, bias=b, residual=r,
+        qx, sx, zx, stored, sw, zw, bias=b, residual=r, group=ws.group_size,
         activation=activation, out=out, out_scale=out_scale, out_zero_point=out_zero,
     )  # fmt: skip
 
@@ -158,6 +163,7 @@ def test_every_epilogue(case, rng, each_isa, assert_same):
     "case",
     pairwise(
         x=("f32", "f16", "u8 tensor", "s8 row"),
+        w=("u8 column", "s8 group"),
         out=OUT[:-1],
         bias=(None, "float16"),
         residual=(None, "float32", "bfloat16", "float16"),
@@ -170,7 +176,31 @@ def test_every_epilogue(case, rng, each_isa, assert_same):
     ids=str,
 )
 def test_the_whole_output_pipeline(case, rng, each_isa, assert_same):
-    check(rng, each_isa, assert_same, **case, w="u8 column")
+    check(rng, each_isa, assert_same, **case)
+
+
+@pytest.mark.parametrize("group", [16, 32, 64, 128])
+@pytest.mark.parametrize("qtype", ["int8", "uint8"])
+@pytest.mark.parametrize("k", [1, 16, 33, 130, 300])
+def test_groups(k, qtype, group, rng, each_isa, assert_same):
+    """From float weights with rows of different magnitude: better than a scale per column."""
+    n, m = 70, 5
+    kernel = rng.standard_normal((k, n)).astype(np.float32)
+    kernel *= np.exp(np.arange(k)[:, None] / max(k, 10) * 4).astype(np.float32)
+    w = jq.pack_weight(kernel, f"{qtype}:{group}")
+    assert w.group_size == group and w.scale.shape == (-(-k // group), n)
+    q, sw, zw = oracle.quantize_groups(kernel, qtype, group, symmetric=qtype == "int8")
+    shift = 0 if qtype == "int8" else 128
+    stored, zw = (q.astype(int) - shift).astype(np.int8), zw - shift if shift else None
+    x = rng.standard_normal((m, k)).astype(np.float32)
+    qx, sx, zx = oracle.quantize(x, "uint8", (0,), symmetric=False)
+    want = oracle.linear(qx, sx, zx, stored, sw, zw, group=group)
+    for isa in each_isa():
+        assert_same(jq.dot(x, w), want, isa, np.abs(want) + np.abs(kernel).sum(0))
+    if k > 2 * group:
+        coarse = jq.pack_weight(kernel, qtype)
+        errors = [np.abs(f.dequantize() - kernel).mean() for f in (w, coarse)]
+        assert errors[0] < 0.8 * errors[1]
 
 
 @pytest.mark.parametrize("out", oracle.FLOATS)

@@ -22,6 +22,8 @@ def samples():
         "packed int8": jq.pack_weight(kernel, "int8"),
         "packed uint8": jq.pack_weight(kernel, "uint8"),
         "packed tensor": jq.pack(jq.quantize(kernel, "int8")),
+        "uint8 groups": jq.quantize(kernel, "uint8", group_size=16),
+        "packed groups": jq.pack_weight(kernel, "int8:16"),
     }
 
 
@@ -76,6 +78,8 @@ def test_repr():
         "PackedWeight(uint8[20,30], per channel, data=int8[640], zero_point=int32[30])"
     )
     assert "per tensor" in repr(s["packed tensor"])
+    assert "per group of 16" in repr(s["packed groups"])
+    assert repr(s["uint8 groups"]).endswith("qtype='uint8', group_size=16)")
     seen = []
     jax.jit(lambda q, w: seen.extend([repr(q), repr(w)]))(s["int8"], s["packed uint8"])
     assert seen == [repr(s["int8"]), repr(s["packed uint8"])]
@@ -128,16 +132,24 @@ def test_format_versions_that_are_none(version):
 
 ALTERED = [
     # metadata or parts, the message
-    ({"metadata": np.zeros(0, int)}, "metadata must be 5 integers, got int64[0]"),
-    ({"metadata": np.asarray([1, 0])}, "metadata must be 5 integers, got int64[2]"),
-    ({"metadata": np.asarray(1)}, "metadata must be 5 integers, got int64[]"),
-    ({"metadata": np.ones(5)}, "metadata must be 5 integers, got float64[5]"),
-    ({"metadata": np.asarray([1, 9, 20, 30, 1])}, "unknown qtype 9 in metadata, known: 0 (int8), "),
-    ({"metadata": np.asarray([1, -1, 20, 30, 1])}, "unknown qtype -1 in metadata"),
-    ({"metadata": np.asarray([0, 0, 20, 30, 1])}, "must be an integer from 1 to 1, got 0"),
-    ({"metadata": np.asarray([-3, 0, 20, 30, 1])}, "must be an integer from 1 to 1, got -3"),
-    ({"metadata": np.asarray([1, 0, -20, 30, 1])}, "metadata must hold sizes K, N >= 0, got -20"),
-    ({"metadata": np.asarray([1, 1, 20, 30, 1])}, "no zero_point in the data"),
+    ({"metadata": np.zeros(0, int)}, "metadata must be 6 integers, got int64[0]"),
+    ({"metadata": np.asarray([1, 0])}, "metadata must be 6 integers, got int64[2]"),
+    ({"metadata": np.asarray(1)}, "metadata must be 6 integers, got int64[]"),
+    ({"metadata": np.ones(6)}, "metadata must be 6 integers, got float64[6]"),
+    (
+        {"metadata": np.asarray([1, 9, 20, 30, 1, 0])},
+        "unknown qtype 9 in metadata, known: 0 (int8), ",
+    ),
+    ({"metadata": np.asarray([1, -1, 20, 30, 1, 0])}, "unknown qtype -1 in metadata"),
+    ({"metadata": np.asarray([0, 0, 20, 30, 1, 0])}, "must be an integer from 1 to 1, got 0"),
+    ({"metadata": np.asarray([-3, 0, 20, 30, 1, 0])}, "must be an integer from 1 to 1, got -3"),
+    (
+        {"metadata": np.asarray([1, 0, -20, 30, 1, 0])},
+        "metadata must hold sizes K, N >= 0, got -20",
+    ),
+    ({"metadata": np.asarray([1, 1, 20, 30, 1, 0])}, "no zero_point in the data"),
+    ({"metadata": np.asarray([1, 0, 20, 30, 1, 7])}, "group_size must be None or a multiple of 16"),
+    ({"metadata": np.asarray([1, 0, 20, 30, 1, 16])}, "scale has shape (30,), expected (2, 30)"),
     ({"data": np.int8(0)}, "data has no bytes, expected 640 for a packed 20×30 weight"),
     ({"data": np.zeros(640, np.float32)}, "data must be int8, got float32[640]"),
     ({"scale": np.zeros(30)}, "scale must be float32, got float64[30]"),
@@ -157,9 +169,9 @@ def test_altered_packed_arrays_are_refused(parts, message):
 def test_altered_quantized_arrays_are_refused():
     arrays = samples()["int8"].to_arrays()
     for parts, message in (
-        ({"metadata": np.asarray([1])}, "metadata must be 2 integers, got int64[1]"),
-        ({"metadata": np.asarray([1, 9])}, "unknown qtype 9 in metadata"),
-        ({"metadata": np.asarray([1, 1])}, "qvalue must be uint8, got int8[20,30]"),
+        ({"metadata": np.asarray([1])}, "metadata must be 3 integers, got int64[1]"),
+        ({"metadata": np.asarray([1, 9, 0])}, "unknown qtype 9 in metadata"),
+        ({"metadata": np.asarray([1, 1, 0])}, "qvalue must be uint8, got int8[20,30]"),
         ({"qvalue": np.zeros((20, 30))}, "qvalue must be int8, got float64[20,30]"),
         ({"zero_point": np.float32(1)}, "zero_point must be int32, got float32[]"),
     ):

@@ -111,7 +111,7 @@ def quantize_params(
             "quantize_params: params: expected nested dicts, lists or tuples, "
             f"got {type(params).__name__}"
         )
-    qtype = errors.qtype_name("quantize_params", "qtype", qtype)
+    qtype = str(errors.weight_format("quantize_params", "qtype", qtype))
     layers: list[LayerReport] = []
 
     def convert(node: Any, path: tuple[str | int, ...]) -> Any:
@@ -184,6 +184,7 @@ def _from_state_dict(weight: PackedWeight, state: dict[str, Any]) -> PackedWeigh
         qtype=weight.qtype,
         channelwise=weight.channelwise,
         format_version=version,
+        group_size=weight.group_size,
     )
 
 

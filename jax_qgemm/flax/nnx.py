@@ -91,6 +91,7 @@ class QLinear(nnx.Module):
         self.out_features = out_features
         self.use_bias = use_bias
         self.qtype = packed.qtype
+        self.group_size = packed.group_size
         self.channelwise = packed.channelwise
         self.dtype = dtype
         self.param_dtype = param_dtype
@@ -135,6 +136,7 @@ class QLinear(nnx.Module):
             qtype=self.qtype,
             channelwise=self.channelwise,
             format_version=self.format_version.shape[-1],
+            group_size=self.group_size,
         )
 
     def __call__(
@@ -182,7 +184,7 @@ def quantize_(
             "quantize_: model is itself an nnx.Linear, which cannot be replaced in place: "
             "use QLinear.from_linear(model)"
         )
-    config = errors.qtype_name("quantize_", "config", config)
+    config = str(errors.weight_format("quantize_", "config", config))
     before = tree_bytes(nnx.state(model))
     decisions = _decide(model, filter_fn)
     advance = _progress(before, len(decisions))

@@ -37,18 +37,20 @@ def operand_names(spec: GemmSpec) -> tuple[str, ...]:
 def _abstract_eval(*avals, spec: GemmSpec):
     operands = dict(zip(operand_names(spec), avals, strict=True))
     m, k = operands["x"].shape
-    if operands["w_scale"].ndim != 1:
-        _refuse("w_scale", operands["w_scale"], "float32[N]")
-    (n,) = operands["w_scale"].shape
+    if operands["w_scale"].ndim != (2 if spec.group else 1):
+        expected = "float32[groups,N]" if spec.group else "float32[N]"
+        _refuse("w_scale", operands["w_scale"], expected)
+    n = operands["w_scale"].shape[-1]
     rows = {"none": None, "tensor": (), "row": (m,)}
-    blocks = len(reference.blocks(k, spec.w_zero_point))
+    blocks = len(reference.blocks(k, spec.w_zero_point, spec.group))
+    columns = (blocks, n) if spec.group else (n,)
     expected = {
         "data": ((reference.packed_size(k, n),), "int8"),
-        "w_scale": ((n,), "float32"),
+        "w_scale": (columns, "float32"),
         "column_sums": ((blocks, n), "int32"),
         "x_scale": (rows[spec.x_scale], "float32"),
         "x_zero_point": (rows[spec.x_zero_point], "int32"),
-        "w_zero_point": ((n,), "int32"),
+        "w_zero_point": (columns, "int32"),
         "bias": ((n,), "float32"),
         "residual": ((m, n), FLOATS),
         "out_scale": ((n,) if spec.out_scale == "column" else (), "float32"),
@@ -83,6 +85,7 @@ def _attributes(spec: GemmSpec):
         "has_w_zero_point": spec.w_zero_point,
         "has_bias": spec.bias,
         "has_residual": spec.residual,
+        "group": np.int64(spec.group or 0),
         "activation": spec.activation,
     }
 

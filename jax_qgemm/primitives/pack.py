@@ -9,24 +9,29 @@ from jax_qgemm.compat import ShapedArray
 from jax_qgemm.primitives import common
 
 
-def pack(qvalue, zero_point=None):
-    """qvalue s8[K,N], zero_point s32[N] or None → data s8[N16*K4], column_sums s32[blocks,N]."""
+def pack(qvalue, zero_point=None, group=None):
+    """qvalue s8[K,N], zero_point s32[N], or [groups,N] with groups, or None → data s8[N16*K4],
+    column_sums s32[blocks,N]."""
     has_zero_point = zero_point is not None
     operands = (qvalue, zero_point) if has_zero_point else (qvalue,)
-    return pack_p.bind(*operands, has_zero_point=has_zero_point)
+    return pack_p.bind(*operands, has_zero_point=has_zero_point, group=group)
 
 
-def _abstract_eval(qvalue, *zero_point, has_zero_point: bool):
+def _abstract_eval(qvalue, *zero_point, has_zero_point: bool, group: int | None):
     k, n = qvalue.shape
-    blocks = len(reference.blocks(k, has_zero_point))
+    blocks = len(reference.blocks(k, has_zero_point, group))
     return [
         ShapedArray((reference.packed_size(k, n),), np.dtype(np.int8)),
         ShapedArray((blocks, n), np.dtype(np.int32)),
     ]
 
 
-def _reference(*operands, has_zero_point: bool):
-    return reference.pack(*operands)
+def _reference(qvalue, *zero_point, has_zero_point: bool, group: int | None):
+    return reference.pack(qvalue, *(zero_point or (None,)), group)
+
+
+def _attributes(has_zero_point: bool, group: int | None):
+    return {"has_zero_point": has_zero_point, "group": np.int64(group or 0)}
 
 
 def _batch(operands, dims, **params):
@@ -37,7 +42,7 @@ pack_p = common.define(
     "jax_qgemm.pack.v1",
     abstract_eval=_abstract_eval,
     reference=_reference,
-    attributes=lambda has_zero_point: {"has_zero_point": has_zero_point},
+    attributes=_attributes,
     batch=_batch,
-    operation=lambda has_zero_point: "pack",
+    operation=lambda **_: "pack",
 )

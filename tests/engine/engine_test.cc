@@ -117,9 +117,10 @@ Problem MakeProblem(const Case& c) {
   }
   for (std::int64_t i = 0; i < n * k; ++i)
     p.w.push_back(std::int8_t(style == 0 ? -128 : Random(-128, 127)));
-  for (std::int64_t i = 0; i < n; ++i) {
+  for (std::int64_t i = 0; i < n; ++i) p.bias.push_back(RandomFloat());
+  const std::int64_t blocks = KBlocks(k, e.w_zero, c.spec.group);
+  for (std::int64_t i = 0; i < n * (c.spec.group > 0 ? blocks : 1); ++i) {
     p.w_scale.push_back(std::exp(RandomFloat()) * 0.01F);
-    p.bias.push_back(RandomFloat());
     p.w_zero.push_back(int(Random(-128, 127)));
   }
   for (std::int64_t i = 0; i < m; ++i) {
@@ -143,9 +144,11 @@ Problem MakeProblem(const Case& c) {
   p.out_zero = int(e.out == OutType::kU8 ? Random(0, 255) : Random(-128, 127));
   const PackedLayout layout{k, n};
   p.packed.assign(layout.Bytes() + 1, 77);  // not null where K = 0
-  p.sums.assign(KBlocks(k, e.w_zero) * n, 77);
+  p.sums.assign(blocks * n, 77);
   Threads pool;
-  Pack(layout, {p.w.data(), e.w_zero ? p.w_zero.data() : nullptr, p.packed.data(), p.sums.data()},
+  Pack(layout,
+       {p.w.data(), e.w_zero ? p.w_zero.data() : nullptr, p.packed.data(), p.sums.data(),
+        c.spec.group},
        pool, 2);
   return p;
 }
@@ -185,15 +188,17 @@ std::vector<std::uint8_t> Reference(const Case& c, const Problem& p) {
       }
     }
     for (std::int64_t j = 0; j < n; ++j) {
-      const std::int64_t w_zero = e.w_zero ? p.w_zero[j] : 0;
-      const std::int64_t block = KBlock(e.w_zero);
+      const std::int64_t block = KBlock(e.w_zero, c.spec.group);
       float f = 0;
       std::int64_t total = 0;
       for (std::int64_t b = 0; b < std::max<std::int64_t>(k, 1); b += block) {
+        const std::int64_t column = c.spec.group > 0 ? b / block * n + j : j;
+        const std::int64_t w_zero = e.w_zero ? p.w_zero[column] : 0;
         std::int64_t acc = 0;
         for (std::int64_t q = b; q < std::min(k, b + block); ++q)
           acc += (row[q] - zero) * (p.w[q * n + j] - w_zero);
-        f = b == 0 ? float(acc) : f + float(acc);
+        const float term = c.spec.group > 0 ? float(acc) * p.w_scale[column] : float(acc);
+        f = b == 0 ? term : f + term;
         total += acc;
       }
       const std::int64_t at = i * n + j;
@@ -203,7 +208,9 @@ std::vector<std::uint8_t> Reference(const Case& c, const Problem& p) {
         continue;
       }
       const bool per_row = IsFloat(c.spec.x) || e.x_scale == Granularity::kRow;
-      float y = per_row ? (f * p.w_scale[j]) * row_scale : f * (row_scale * p.w_scale[j]);
+      float y = c.spec.group > 0 ? f * row_scale
+                : per_row        ? (f * p.w_scale[j]) * row_scale
+                                 : f * (row_scale * p.w_scale[j]);
       if (e.bias) y = y + p.bias[j];
       if (e.residual != ResidualType::kNone) y = y + ResidualAt(p, e.residual, at);
       y = Activate(e.activation, y);
@@ -280,10 +287,11 @@ bool Run(const Case& c) {
   if (first >= 0 || !good) {
     std::printf(
         "FAILED %s m=%ld n=%ld k=%ld threads=%d x=%d out=%d activation=%d x_zero=%d x_scale=%d "
-        "w_zero=%d bias=%d residual=%d per_column=%d: %s",
+        "w_zero=%d bias=%d residual=%d per_column=%d group=%ld: %s",
         IsaName(c.isa), long(c.shape.m), long(c.shape.n), long(c.shape.k), c.threads, int(c.spec.x),
         int(e.out), int(e.activation), int(e.x_zero), int(e.x_scale), int(e.w_zero), int(e.bias),
-        int(e.residual), int(e.out_scale_per_column), first < 0 ? "wrote beyond the output\n" : "");
+        int(e.residual), int(e.out_scale_per_column), long(c.spec.group),
+        first < 0 ? "wrote beyond the output\n" : "");
     if (first >= 0)
       std::printf("byte %ld is %d, expected %d\n", long(first), out[65 + first], expected[first]);
     return false;
@@ -426,6 +434,7 @@ GemmSpec RandomSpec() {
     e.residual = Pick<ResidualType>({ResidualType::kNone, ResidualType::kNone, ResidualType::kF32,
                                      ResidualType::kBf16, ResidualType::kF16});
     e.out_scale_per_column = IsQuantized(e.out) && Random(0, 1);
+    spec.group = Pick<std::int64_t>({0, 0, 0, 16, 32, 128});
   }
   e.w_zero = Random(0, 2) == 0;
   e.bias = e.out != OutType::kS32 && Random(0, 1);

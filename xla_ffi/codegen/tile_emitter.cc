@@ -125,24 +125,26 @@ void TileEmitter::ScaleColumns(int vector) {
   const Epilogue& e = key_.epilogue;
   const int offset = vector * vector_bytes();
   const Vec scales = Temporary(0), scalar = Temporary(2);
-  if (!sums_only()) {
-    vmovups(scales, ptr[reg_column_scales + offset]);
-    if (e.x_scale == Granularity::kTensor) {
-      WithScalar(&CodeGenerator::vmulps, scales, reg_args + QGEMM_ARG(x_scale), scalar);
-    }
+  const bool x_per_tensor = e.x_scale == Granularity::kTensor;
+  if (e.w_groups || !sums_only()) vmovups(scales, ptr[reg_column_scales + offset]);
+  if (x_per_tensor && !e.w_groups && !sums_only()) {
+    WithScalar(&CodeGenerator::vmulps, scales, reg_args + QGEMM_ARG(x_scale), scalar);
   }
   for (int row = 0; row < rows(); ++row) {
     const Vec y = Accumulator(row, vector);
     const RegExp partial = reg_partial + (row * kPartialStride + offset);
     vcvtdq2ps(y, y);
+    if (e.w_groups) vmulps(y, y, scales);
     if (adds_partial()) vaddps(y, y, ptr[partial]);
     if (sums_only()) {
       vmovups(ptr[partial], y);
       continue;
     }
-    vmulps(y, y, scales);
-    if (e.x_scale == Granularity::kRow) {
+    if (!e.w_groups) vmulps(y, y, scales);
+    if (!x_per_tensor) {
       WithScalar(&CodeGenerator::vmulps, y, reg_row_scales + row * 4, scalar);
+    } else if (e.w_groups) {
+      WithScalar(&CodeGenerator::vmulps, y, reg_args + QGEMM_ARG(x_scale), scalar);
     }
     if (e.bias) vaddps(y, y, ptr[reg_bias + offset]);
   }

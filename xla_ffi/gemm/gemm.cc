@@ -26,38 +26,44 @@ Workspace& ThreadWorkspace() {
 // The data of a panel's columns. Kernels read whole vectors of it, so where a panel ends inside one
 // the data is a zero-padded copy.
 struct PanelColumns {
-  const std::int32_t* sums;  // of the first block of K, then sums_stride apart
+  // Of the first block of K, then `stride` apart.
+  const std::int32_t* sums;
   std::int64_t sums_stride;
-  const std::int32_t* zeros;
   const float* scales;
+  const std::int32_t* zeros;
+  std::int64_t scales_stride;  // of scales and zeros: 0 unless the blocks are groups
   const float* bias;
 };
 
-PanelColumns ColumnsAt(const GemmOperands& o, const std::int32_t* sums, std::int64_t n,
+PanelColumns ColumnsAt(const GemmOperands& o, const Plan& plan, const std::int32_t* sums,
                        std::int64_t column) {
+  const std::int64_t n = plan.key.shape.n;
   const auto at = [column](const auto* p) { return p == nullptr ? p : p + column; };
-  return {sums + column, n, at(o.w_zero), o.w_scale + column, at(o.bias)};
+  return {sums + column, n, at(o.w_scale), at(o.w_zero), plan.epilogue.w_groups ? n : 0,
+          at(o.bias)};
 }
 
 PanelColumns PaddedColumns(const PanelColumns& from, std::int64_t valid, std::int64_t k_blocks,
                            Scratch& memory) {
-  auto* next = memory.Reserve<std::uint8_t>(std::size_t((k_blocks + 3) * kPanelColumns * 4));
-  const auto copy = [&](const auto* p) {
+  auto* next = memory.Reserve<std::uint8_t>(std::size_t((3 * k_blocks + 1) * kPanelColumns * 4));
+  const auto copy = [&](const auto* p, std::int64_t count, std::int64_t stride) {
     if (p == nullptr) return p;
-    std::memset(next, 0, kPanelColumns * 4);
-    std::memcpy(next, p, std::size_t(valid) * 4);
-    p = reinterpret_cast<decltype(p)>(next);
-    next += kPanelColumns * 4;
-    return p;
+    const auto* const copied = reinterpret_cast<decltype(p)>(next);
+    for (std::int64_t i = 0; i < count; ++i) {
+      std::memset(next, 0, kPanelColumns * 4);
+      std::memcpy(next, p + i * stride, std::size_t(valid) * 4);
+      next += kPanelColumns * 4;
+    }
+    return copied;
   };
+  const bool groups = from.scales_stride > 0;
   PanelColumns to{};
-  to.zeros = copy(from.zeros);
-  to.scales = copy(from.scales);
-  to.bias = copy(from.bias);
+  to.sums = copy(from.sums, k_blocks, from.sums_stride);
   to.sums_stride = kPanelColumns;
-  to.sums = reinterpret_cast<const std::int32_t*>(next);
-  for (std::int64_t block = 0; block < k_blocks; ++block)
-    copy(from.sums + block * from.sums_stride);
+  to.scales = copy(from.scales, groups ? k_blocks : 1, from.scales_stride);
+  to.zeros = copy(from.zeros, groups ? k_blocks : 1, from.scales_stride);
+  to.scales_stride = groups ? kPanelColumns : 0;
+  to.bias = copy(from.bias, 1, 0);
   return to;
 }
 
@@ -99,7 +105,7 @@ class BlockRunner {
     const std::int64_t width = plan_.layout.PanelWidth(panel);
     const std::int64_t valid = std::min(width, n - first_column);
     const bool padded = valid < width;
-    columns_ = ColumnsAt(operands_, column_sums_, n, first_column);
+    columns_ = ColumnsAt(operands_, plan_, column_sums_, first_column);
     if (padded) columns_ = PaddedColumns(columns_, valid, plan_.k_blocks, workspace_.columns);
     width_ = width;
     w_ = operands_.w + plan_.layout.PanelOffset(panel);
@@ -140,7 +146,7 @@ class BlockRunner {
   // An int32 result takes K in one piece; the packed sums may be in several.
   void SumColumnBlocks() {
     const std::int64_t n = plan_.key.shape.n;
-    const std::int64_t blocks = KBlocks(plan_.key.shape.k, plan_.epilogue.w_zero);
+    const std::int64_t blocks = KBlocks(plan_.key.shape.k, plan_.epilogue.w_zero, 0);
     if (blocks == 1) return;
     auto* total = workspace_.column_sums.Reserve<std::int32_t>(std::size_t(n));
     for (std::int64_t i = 0; i < n; ++i) {
@@ -191,8 +197,6 @@ class BlockRunner {
     args.row_scales = prepared.scales(row);
     for (const TileStep& step : steps) {
       args.out = out + step.column * out_size_;
-      args.column_zeros = at(columns_.zeros, step.column);
-      args.column_scales = columns_.scales + step.column;
       args.bias = at(columns_.bias, step.column);
       args.residual = at(residual_, step.column * SizeOf(plan_.epilogue.residual));
       args.out_inverses = inverses_ + step.column;
@@ -205,6 +209,9 @@ class BlockRunner {
         args.quads = length / kQuad;
         args.row_sums = prepared.sums(block, row);
         args.column_sums = columns_.sums + block * columns_.sums_stride + step.column;
+        const std::int64_t group = block * columns_.scales_stride + step.column;
+        args.column_scales = columns_.scales + group;
+        args.column_zeros = at(columns_.zeros, group);
         const KPart part = plan_.k_blocks == 1          ? KPart::kWhole
                            : block == 0                 ? KPart::kFirst
                            : block < plan_.k_blocks - 1 ? KPart::kMiddle

@@ -21,10 +21,18 @@ constexpr std::int64_t RoundUp(std::int64_t a, std::int64_t b) { return CeilDiv(
 
 // Long sums: int32 holds K * 255 * 128 up to K = 65,793, and K * 255 * 255 (a weight with zero
 // points) up to K = 33,025. Longer K is summed in blocks of this many elements, each exact, added
-// up in f32.
-constexpr std::int64_t KBlock(bool w_zero) { return w_zero ? 32768 : 65536; }
-constexpr std::int64_t KBlocks(std::int64_t k, bool w_zero) {
-  return std::max<std::int64_t>(1, CeilDiv(k, KBlock(w_zero)));
+// up in f32. A weight with a scale per group of K (group > 0) has its groups as blocks.
+constexpr std::int64_t KBlock(bool w_zero, std::int64_t group) {
+  return group > 0 ? group : w_zero ? 32768 : 65536;
+}
+constexpr std::int64_t KBlocks(std::int64_t k, bool w_zero, std::int64_t group) {
+  return std::max<std::int64_t>(1, CeilDiv(k, KBlock(w_zero, group)));
+}
+
+// Groups are whole quads, and their sums fit int32.
+constexpr std::int64_t kGroupUnit = 16, kMaxGroup = 32768;
+constexpr bool IsGroup(std::int64_t group) {
+  return group >= 0 && group <= kMaxGroup && group % kGroupUnit == 0;
 }
 
 struct PackedLayout {

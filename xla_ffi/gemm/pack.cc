@@ -27,7 +27,8 @@ void PackPanel(const PackedLayout& layout, const PackOperands& operands, std::in
   const std::int64_t width = layout.PanelWidth(panel);
   const std::int64_t valid = std::min(width, layout.n - first);
   std::int8_t* out = operands.packed + layout.PanelOffset(panel);
-  const std::int64_t block = KBlock(operands.w_zero != nullptr);
+  const std::int64_t block = KBlock(operands.w_zero != nullptr, operands.group);
+  const std::int32_t* zeros = operands.w_zero;
   std::int32_t* sums = operands.column_sums + first;
   for (std::int64_t begin = 0; begin < std::max<std::int64_t>(1, layout.k); begin += block) {
     const std::int64_t end = std::min(layout.k, begin + block);
@@ -50,10 +51,11 @@ void PackPanel(const PackedLayout& layout, const PackOperands& operands, std::in
       out += kQuad * width;
     }
     for (std::int64_t j = 0; j < valid; ++j) {
-      const std::int64_t zero = operands.w_zero == nullptr ? 0 : operands.w_zero[first + j];
+      const std::int64_t zero = zeros == nullptr ? 0 : zeros[first + j];
       sums[j] = std::int32_t(std::uint32_t(block_sums[j]) - std::uint32_t((end - begin) * zero));
     }
     sums += layout.n;
+    if (zeros != nullptr && operands.group > 0) zeros += layout.n;
   }
 }
 

@@ -9,13 +9,14 @@
 
 namespace qgemm {
 
-// w[k, n] row-major, w_zero[n] or null; packed[layout.Bytes()], column_sums[KBlocks, n] of
-// w - w_zero.
+// w[k, n] row-major, w_zero null, [n] or, with groups, [KBlocks, n]; packed[layout.Bytes()],
+// column_sums[KBlocks, n] of w - w_zero.
 struct PackOperands {
   const std::int8_t* w;
   const std::int32_t* w_zero;
   std::int8_t* packed;
   std::int32_t* column_sums;
+  std::int64_t group = 0;  // see GemmSpec
 };
 
 void PackPanel(const PackedLayout& layout, const PackOperands& operands, std::int64_t panel);

@@ -20,7 +20,7 @@ struct PlanKeyHash {
   std::size_t operator()(const PlanKey& key) const {
     std::uint64_t hash = BitsOf(key.spec.epilogue) | std::uint64_t(key.spec.x) << 20 |
                          std::uint64_t(key.isa) << 24 | std::uint64_t(key.threads) << 32;
-    for (const std::int64_t v : {key.shape.m, key.shape.n, key.shape.k}) {
+    for (const std::int64_t v : {key.shape.m, key.shape.n, key.shape.k, key.spec.group}) {
       hash = (hash ^ std::uint64_t(v)) * 0x9e3779b97f4a7c15ULL;
       hash ^= hash >> 29;
     }
@@ -141,8 +141,10 @@ std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
   }
   // An int32 result wraps, so it needs no blocks.
   const bool blocked = epilogue.out != OutType::kS32;
-  plan->k_blocks = blocked ? KBlocks(key.shape.k, epilogue.w_zero) : 1;
-  plan->k_block = plan->k_blocks > 1 ? KBlock(epilogue.w_zero) : plan->layout.PaddedK();
+  epilogue.w_groups = key.spec.group > 0;
+  plan->k_blocks = blocked ? KBlocks(key.shape.k, epilogue.w_zero, key.spec.group) : 1;
+  plan->k_block =
+      plan->k_blocks > 1 ? KBlock(epilogue.w_zero, key.spec.group) : plan->layout.PaddedK();
   plan->in_place = key.spec.x == XType::kU8 && plan->family->a_format == AFormat::kU8 &&
                    key.shape.k % kQuad == 0;
   plan->a_stride = plan->in_place

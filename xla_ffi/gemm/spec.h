@@ -72,21 +72,24 @@ constexpr bool IsSmooth(Activation activation) {
 enum class Granularity : std::uint8_t { kNone, kTensor, kRow };
 
 // Scale order: one scale per tensor: f32(acc) * (x_scale * w_scale[n]);
-//              one per row:          (f32(acc) * w_scale[n]) * x_scale[m].
+//              one per row:          (f32(acc) * w_scale[n]) * x_scale[m];
+//              w in groups of K:     (sum_g f32(acc[g]) * w_scale[g,n]) * x_scale, g ascending.
 struct Epilogue {
   OutType out = OutType::kF32;
   Activation activation = Activation::kNone;
   Granularity x_zero = Granularity::kNone;
   Granularity x_scale = Granularity::kTensor;
   bool w_zero = false;
+  bool w_groups = false;
   bool bias = false;
   ResidualType residual = ResidualType::kNone;
   bool out_scale_per_column = false;
 
   friend bool operator==(const Epilogue& a, const Epilogue& b) {
     return a.out == b.out && a.activation == b.activation && a.x_zero == b.x_zero &&
-           a.x_scale == b.x_scale && a.w_zero == b.w_zero && a.bias == b.bias &&
-           a.residual == b.residual && a.out_scale_per_column == b.out_scale_per_column;
+           a.x_scale == b.x_scale && a.w_zero == b.w_zero && a.w_groups == b.w_groups &&
+           a.bias == b.bias && a.residual == b.residual &&
+           a.out_scale_per_column == b.out_scale_per_column;
   }
 };
 
@@ -95,15 +98,16 @@ constexpr std::uint64_t BitsOf(const Epilogue& e) {
   return std::uint64_t(e.out) | std::uint64_t(e.activation) << 4 | std::uint64_t(e.x_zero) << 8 |
          std::uint64_t(e.x_scale) << 10 | std::uint64_t(e.residual) << 12 |
          std::uint64_t(e.w_zero) << 16 | std::uint64_t(e.bias) << 17 |
-         std::uint64_t(e.out_scale_per_column) << 18;
+         std::uint64_t(e.out_scale_per_column) << 18 | std::uint64_t(e.w_groups) << 19;
 }
 
 struct GemmSpec {
   XType x = XType::kF32;
   Epilogue epilogue;
+  std::int64_t group = 0;  // elements of K that share a scale of w; 0: all of them
 
   friend bool operator==(const GemmSpec& a, const GemmSpec& b) {
-    return a.x == b.x && a.epilogue == b.epilogue;
+    return a.x == b.x && a.epilogue == b.epilogue && a.group == b.group;
   }
 };
 
@@ -119,9 +123,9 @@ struct GemmShape {
 struct GemmOperands {
   const void* x = nullptr;                    // [m, k]
   const std::int8_t* w = nullptr;             // packed, see layout.h
-  const float* w_scale = nullptr;             // [n]
-  const std::int32_t* column_sums = nullptr;  // [KBlocks(k), n]
-  const std::int32_t* w_zero = nullptr;       // [n]
+  const float* w_scale = nullptr;             // [n], or [KBlocks, n] of groups
+  const std::int32_t* column_sums = nullptr;  // [KBlocks, n]
+  const std::int32_t* w_zero = nullptr;       // as w_scale
   const float* x_scale = nullptr;             // [1] or [m]
   const std::int32_t* x_zero = nullptr;       // [1] or [m]
   const float* bias = nullptr;                // [n]

@@ -105,6 +105,12 @@ class OptionalOperands {
     return buffer ? buffer->typed_data() : nullptr;
   }
 
+  // A value per column [n] or, with groups, per group and column [groups, n].
+  template <ffi::DataType dtype>
+  auto NextOfColumns(const char* name, std::int64_t group, std::int64_t groups, std::int64_t n) {
+    return group > 0 ? NextOfShape<dtype>(name, {groups, n}) : NextOfShape<dtype>(name, {n});
+  }
+
   void RequireNoMore() {
     check_.Require(next_ == args_.size(), "got ", args_.size(), " optional operands, used ", next_);
   }

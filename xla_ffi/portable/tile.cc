@@ -84,13 +84,16 @@ void FinishRow(const TileArgs& args, int row, const std::uint32_t* acc) {
       continue;
     }
     float f = float(std::int32_t(sum));
+    if (e.w_groups) f = f * args.column_scales[j];
     if (key.part == KPart::kMiddle || key.part == KPart::kLast) f = partial[j] + f;
     if (key.part == KPart::kFirst || key.part == KPart::kMiddle) {
       partial[j] = f;
       continue;
     }
-    float y = e.x_scale == Granularity::kRow ? (f * args.column_scales[j]) * args.row_scales[row]
-                                             : f * (args.x_scale * args.column_scales[j]);
+    const float x_scale = e.x_scale == Granularity::kRow ? args.row_scales[row] : args.x_scale;
+    float y = e.w_groups                       ? f * x_scale
+              : e.x_scale == Granularity::kRow ? (f * args.column_scales[j]) * x_scale
+                                               : f * (x_scale * args.column_scales[j]);
     if (e.bias) y = y + args.bias[j];
     if (e.residual != ResidualType::kNone) y = y + Residual(args, row, j);
     StoreOutput(args, Activate(e.activation, y), out, j);
