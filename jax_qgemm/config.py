@@ -1,14 +1,21 @@
-"""Process-wide settings: the highest instruction set the kernels may use.
+"""Process-wide settings: the highest instruction set the kernels may use, and what they show.
 
-JAX_QGEMM_MAX_ISA sets it at import; `config.max_isa` and `config.limit_isa` at run time, also for
-functions that are already compiled.
+Environment variables, read at import:
+  JAX_QGEMM_MAX_ISA=NAME    the instruction set; at run time `config.max_isa`, `config.limit_isa`
+  JAX_QGEMM_VERBOSE=1       a line on stderr per native call; at run time `config.verbose`
+  JAX_QGEMM_PERF_MAP=1      names generated kernels for Linux perf, in /tmp/perf-PID.map
+  JAX_QGEMM_DUMP=FOLDER     writes generated kernels into a folder, see `jax_qgemm.dump_kernels`
+
+What is set at run time also counts for functions that are already compiled.
 """
 
 import contextlib
 import os
 import threading
+import warnings
 
 from jax_qgemm import native
+from jax_qgemm.version import __version__
 
 _VARIABLE = "JAX_QGEMM_MAX_ISA"
 
@@ -20,6 +27,7 @@ class Config:
         self._lock = threading.Lock()
         self._base = self.isa_names[-1]
         self._limits: list[str] = []  # of the `limit_isa` blocks that are open, in all threads
+        self._verbose = False
 
     @property
     def isa_names(self) -> tuple[str, ...]:
@@ -60,6 +68,30 @@ class Config:
                 self._limits.remove(name)
                 self._apply()
 
+    @property
+    def verbose(self) -> bool:
+        """Whether each native call, and each kernel when generated, prints a line on stderr.
+
+        Fields are separated by commas, in this order; the first lines of a process name them:
+
+            jax_qgemm,exec,OP,ISA,KERNEL,TYPES,SHAPE,PLAN,THREADS,MICROSECONDS
+            jax_qgemm,generate,KERNEL,BYTES,MICROSECONDS
+
+        OP and SHAPE are gemm MxNxK, quantize MxK or pack KxN; TYPES are those of the operands and
+        the result, x:w:out; PLAN is key:value pairs separated by spaces. Generation is not part of
+        a call's time. Setting it raises ValueError for anything but True and False; it has no
+        effect where the extension is missing.
+        """
+        return self._verbose
+
+    @verbose.setter
+    def verbose(self, on: bool) -> None:
+        if not isinstance(on, bool):
+            raise ValueError(f"config.verbose: expected True or False, got {on!r}")
+        self._verbose = on
+        if native.extension is not None:
+            native.extension.set_verbose(on, __version__)
+
     def _set(self, name: str, where: str) -> None:
         self._check(name, where)
         with self._lock:
@@ -78,10 +110,42 @@ class Config:
             native.extension.set_max_isa(self._lowest())
 
     def __repr__(self) -> str:
-        return f"jax_qgemm.config(max_isa={self.max_isa!r})"
+        return f"jax_qgemm.config(max_isa={self.max_isa!r}, verbose={self.verbose!r})"
 
 
 config = Config()
 
 if os.environ.get(_VARIABLE):
     config._set(os.environ[_VARIABLE], f"environment variable {_VARIABLE}")
+
+
+# Variables that only show what runs: what they ask for in vain is said, and the program goes on.
+def _ignore(variable: str, why: str) -> None:
+    warnings.warn(f"environment variable {variable} is ignored: {why}", stacklevel=5)
+
+
+def _is_on(variable: str) -> bool:
+    value = os.environ.get(variable, "")
+    if value not in ("", "0", "1"):
+        _ignore(variable, f"expected 0 or 1, got {value!r}")
+    return value == "1"
+
+
+def _start_dump(variable: str) -> None:
+    folder = os.environ.get(variable)
+    if not folder:
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as e:
+        _ignore(variable, f"cannot make the folder ({e})")
+        return
+    native.extension.start_dump(os.path.abspath(folder))
+
+
+if _is_on("JAX_QGEMM_VERBOSE"):
+    config.verbose = True
+if native.extension is not None:
+    if _is_on("JAX_QGEMM_PERF_MAP"):
+        native.extension.start_perf_map()
+    _start_dump("JAX_QGEMM_DUMP")

@@ -6,13 +6,14 @@ from importlib import metadata
 
 from jax_qgemm import native
 from jax_qgemm.config import config
+from jax_qgemm.kernels import kernel_cache_info
 
 _PACKAGES = ("jax-qgemm", "jax", "jaxlib", "numpy", "flax")
 
 
 def report() -> str:
     """The text that the command prints. Does not initialise a JAX backend."""
-    cpu, cache = native.cpu_info(), native.kernel_cache_info()
+    cpu, cache = native.cpu_info(), kernel_cache_info()._asdict()
     rows = [(name, _version(name)) for name in _PACKAGES]
     rows += [
         ("python", platform.python_version()),
@@ -25,6 +26,7 @@ def report() -> str:
         ("isa ceiling", config.max_isa),
         ("code generation", "yes" if cpu["jit"] else "no"),
         ("kernel cache", " ".join(f"{k}={v}" for k, v in cache.items())),
+        ("environment", _environment()),
         ("ffi targets", " ".join(native.targets) or "none"),
     ]
     width = max(len(name) for name, _ in rows)
@@ -42,6 +44,11 @@ def _threads() -> str:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     limit = os.environ.get("NPROC")
     return f"{usable} of {os.cpu_count()}" + (f", NPROC={limit}" if limit else "")
+
+
+def _environment() -> str:
+    mine = sorted(name for name in os.environ if name.startswith("JAX_QGEMM_"))
+    return " ".join(f"{name}={os.environ[name]}" for name in mine) or "no JAX_QGEMM_ variable"
 
 
 if __name__ == "__main__":

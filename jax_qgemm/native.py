@@ -48,10 +48,3 @@ def cpu_info() -> dict:
         "l3": 0,
     }
     return unknown | {"isa_selected": "xla", "jit": False, "why": _why}
-
-
-def kernel_cache_info() -> dict:
-    """Numbers of generated kernels and plans held by the process, and the kernels' bytes."""
-    if extension is not None:
-        return extension.kernel_cache_info()
-    return {"kernels": 0, "bytes": 0, "plans": 0}

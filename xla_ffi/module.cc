@@ -5,6 +5,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "gemm/kernel.h"
@@ -12,7 +13,8 @@
 #include "gemm/plan.h"
 #include "handlers/handlers.h"
 #include "runtime/cpu.h"
-#include "runtime/kernel_cache.h"
+#include "runtime/kernel_log.h"
+#include "runtime/verbose.h"
 
 namespace nb = nanobind;
 
@@ -71,11 +73,25 @@ void SetMaxIsaChecked(const std::string& name) {
 }
 
 nb::dict KernelCacheInfoDict() {
+  const KernelTotals kernels = TotalsOfKernels();
+  const PlanCacheInfo plans = InfoOfPlans();
   nb::dict info;
-  info["kernels"] = KernelTotals().kernels.load();
-  info["bytes"] = KernelTotals().bytes.load();
-  info["plans"] = PlanCount();
+  info["kernels"] = kernels.kernels;
+  info["bytes"] = kernels.bytes;
+  info["microseconds"] = kernels.microseconds;
+  info["plans"] = plans.plans;
+  info["plan_hits"] = plans.hits;
+  info["plan_misses"] = plans.misses;
   return info;
+}
+
+std::vector<std::string> DumpKernelsChecked(const std::string& folder) {
+  try {
+    return DumpKernels(folder);
+  } catch (const std::system_error& e) {
+    PyErr_SetString(PyExc_OSError, e.what());
+    throw nb::python_error();
+  }
 }
 
 double MeasurePeak(const std::string& isa, int threads, double seconds) {
@@ -95,7 +111,14 @@ NB_MODULE(_native, m) {
   m.def("set_max_isa", &qgemm::SetMaxIsaChecked, nb::arg("name"),
         "Limits the engine to an instruction set and those below it, from the next call on.");
   m.def("kernel_cache_info", &qgemm::KernelCacheInfoDict,
-        "Numbers of generated kernels and plans.");
+        "Numbers of generated kernels and plans, and what they cost.");
+  m.def("set_verbose", &qgemm::SetVerbose, nb::arg("on"), nb::arg("version"),
+        "Whether each call prints a line on stderr; the version is for the first of them.");
+  m.def("start_perf_map", &qgemm::StartPerfMap, "Lists kernels in /tmp/perf-PID.map from now on.");
+  m.def("start_dump", &qgemm::StartDump, nb::arg("folder"),
+        "Writes kernels into a folder from now on.");
+  m.def("dump_kernels", &qgemm::DumpKernelsChecked, nb::arg("folder"),
+        "Writes the kernels there are into a folder; their paths.");
   m.def("measure_peak", &qgemm::MeasurePeak, nb::arg("isa"), nb::arg("threads"), nb::arg("seconds"),
         "Int8 GOPS of a register-only loop; 0 if the ISA has none.");
 }

@@ -8,14 +8,18 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <initializer_list>
 #include <limits>
 #include <new>
 #include <random>
+#include <set>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "gemm/gemm.h"
+#include "gemm/names.h"
 #include "gemm/pack.h"
 #include "gemm/quantize.h"
 #include "portable/activation.h"
@@ -416,6 +420,36 @@ bool RunTogether() {
   return good;
 }
 
+// Every key of a tile has a name of its own.
+bool NamesDiffer() {
+  std::vector<TileKey> keys = {{}};
+  const auto vary = [&keys](const auto& set, std::initializer_list<int> values) {
+    std::vector<TileKey> varied;
+    for (const TileKey& key : keys) {
+      for (const int value : values) set(varied.emplace_back(key), value);
+    }
+    keys = std::move(varied);
+  };
+  vary([](TileKey& key, int v) { key.rows = v; }, {1, 16});
+  vary([](TileKey& key, int v) { key.columns = v; }, {8, 64});
+  vary([](TileKey& key, int v) { key.panel_columns = v; }, {16, 64});
+  vary([](TileKey& key, int v) { key.part = KPart(v); }, {1, 3});
+  vary([](TileKey& key, int v) { key.streams = v; }, {0, 1});
+  vary([](TileKey& key, int v) { key.epilogue.out = OutType(v); }, {0, 1, 2, 3, 4, 5});
+  vary([](TileKey& key, int v) { key.epilogue.activation = Activation(v); }, {0, 1, 2, 3, 4});
+  vary([](TileKey& key, int v) { key.epilogue.x_zero = Granularity(v); }, {0, 1, 2});
+  vary([](TileKey& key, int v) { key.epilogue.x_scale = Granularity(v); }, {1, 2});
+  vary([](TileKey& key, int v) { key.epilogue.w_zero = v; }, {0, 1});
+  vary([](TileKey& key, int v) { key.epilogue.w_groups = v; }, {0, 1});
+  vary([](TileKey& key, int v) { key.epilogue.bias = v; }, {0, 1});
+  vary([](TileKey& key, int v) { key.epilogue.residual = ResidualType(v); }, {0, 1, 2, 3});
+  vary([](TileKey& key, int v) { key.epilogue.out_scale_per_column = v; }, {0, 1});
+  std::set<std::string> names;
+  for (const TileKey& key : keys) names.insert(Name(key));
+  std::printf("%d keys, %d names\n", int(keys.size()), int(names.size()));
+  return names.size() == keys.size();
+}
+
 template <class T>
 T Pick(const std::vector<T>& from) {
   return from[std::size_t(Random(0, std::int64_t(from.size()) - 1))];
@@ -467,6 +501,7 @@ int main(int argc, char** argv) {
   ++(RunTogether() ? passed : failed);
   ++(RunActivations() ? passed : failed);
   ++(RunHalf() ? passed : failed);
+  ++(NamesDiffer() ? passed : failed);
   const auto check = [&](const Case& c) { ++(Run(c) ? passed : failed); };
   for (const Isa isa : isas) {
     std::printf("%s\n", IsaName(isa));

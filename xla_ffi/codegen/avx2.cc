@@ -67,7 +67,7 @@ class Avx2TileEmitter final : public TileEmitter {
 int Avx2MaxColumns(int rows) { return rows == 1 ? 32 : rows <= 3 ? 16 : 8; }
 
 TileFn Avx2Tile(const TileKey& key) {
-  static auto& cache = *new TileCache<Avx2TileEmitter>;
+  static auto& cache = *new TileCache<Avx2TileEmitter>(Isa::kAvx2);
   return cache.Get(key);
 }
 

@@ -3,6 +3,7 @@
 
 #include "codegen/encoding.h"
 #include "codegen/families.h"
+#include "runtime/kernel_log.h"
 
 namespace qgemm {
 namespace {
@@ -35,7 +36,8 @@ class PeakEmitter final : public Xbyak::CodeGenerator {
 };
 
 PeakLoop Generate(Isa isa, double macs_per_instruction) {
-  const auto* emitter = new PeakEmitter(isa);  // lives as long as the process
+  const auto* emitter =  // lives as long as the process
+      GenerateKernel<PeakEmitter>(IsaName(isa), "peak", isa).release();
   return {emitter->getCode<void (*)(std::int64_t)>(), kRepeats * kSums * macs_per_instruction};
 }
 

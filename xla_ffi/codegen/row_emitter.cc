@@ -1,14 +1,14 @@
 #include "codegen/row_emitter.h"
 
 #include <cstddef>
+#include <string>
 
+#include "gemm/names.h"
 #include "portable/portable.h"
 #include "runtime/kernel_cache.h"
 
 namespace qgemm {
 namespace {
-
-enum class RowOp : std::uint8_t { kRange, kToByte, kToInt16 };
 
 struct RowKey {
   VectorWidth width;
@@ -25,6 +25,8 @@ struct RowKeyHash {
     return std::size_t(key.width) | std::size_t(key.x) << 4 | std::size_t(key.op) << 8;
   }
 };
+
+std::string Name(const RowKey& key) { return RowKernelName(key.op, key.x); }
 
 // A loop over a row in whole vectors. The last one overlaps its predecessor, which changes nothing:
 // the operations are idempotent. Rows shorter than a vector go to the portable kernel.
@@ -186,7 +188,11 @@ class RowEmitter final : public VectorEmitter {
 
 template <class Fn>
 Fn Generate(const RowKey& key) {
-  static auto& cache = *new KernelCache<RowKey, RowKeyHash, RowEmitter>;
+  using Cache = KernelCache<RowKey, RowKeyHash, RowEmitter>;
+  // Shared by all families of one width of vectors.
+  static auto& narrow = *new Cache("avx2");
+  static auto& wide = *new Cache("avx512");
+  Cache& cache = key.width == VectorWidth::k512 ? wide : narrow;
   return reinterpret_cast<Fn>(const_cast<void*>(cache.Get(key)));
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "gemm/kernel.h"
+#include "gemm/names.h"
 #include "runtime/kernel_cache.h"
 
 namespace qgemm {
@@ -20,6 +21,8 @@ struct TileKeyHash {
 };
 
 template <class Emitter>
-using TileCache = KernelCache<TileKey, TileKeyHash, Emitter>;
+struct TileCache : KernelCache<TileKey, TileKeyHash, Emitter> {
+  explicit TileCache(Isa isa) : KernelCache<TileKey, TileKeyHash, Emitter>(IsaName(isa)) {}
+};
 
 }  // namespace qgemm

@@ -79,7 +79,7 @@ struct AvxVnniTileEmitter final : VnniTileEmitter {
 int Avx512VnniMaxColumns(int) { return 64; }
 
 TileFn Avx512VnniTile(const TileKey& key) {
-  static auto& cache = *new TileCache<Avx512VnniTileEmitter>;
+  static auto& cache = *new TileCache<Avx512VnniTileEmitter>(Isa::kAvx512Vnni);
   return cache.Get(key);
 }
 
@@ -89,7 +89,7 @@ RowKernels Avx512VnniRows(XType x) { return GeneratedRows(VectorWidth::k512, x);
 int AvxVnniMaxColumns(int rows) { return rows == 1 ? 64 : rows == 2 ? 32 : 16; }
 
 TileFn AvxVnniTile(const TileKey& key) {
-  static auto& cache = *new TileCache<AvxVnniTileEmitter>;
+  static auto& cache = *new TileCache<AvxVnniTileEmitter>(Isa::kAvxVnni);
   return cache.Get(key);
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "gemm/describe.h"
 #include "gemm/plan.h"
 #include "runtime/parallel.h"
 
@@ -14,9 +15,11 @@ void RunItems(const Plan& plan, const GemmOperands& operands, Job& job, std::int
 // Pool: see ParallelClaim.
 template <class Pool>
 void RunGemm(const Plan& plan, const GemmOperands& operands, Pool& pool) {
-  if (plan.key.shape.m == 0 || plan.key.shape.n == 0) return;
-  ParallelClaim(pool, std::int64_t(plan.items.size()), plan.threads,
-                [&](Job& job, std::int64_t first) { RunItems(plan, operands, job, first); });
+  const auto run = [&] {
+    ParallelClaim(pool, std::int64_t(plan.items.size()), plan.threads,
+                  [&](Job& job, std::int64_t first) { RunItems(plan, operands, job, first); });
+  };
+  Traced(run, [&] { return DescribeGemm(plan); });
 }
 
 }  // namespace qgemm

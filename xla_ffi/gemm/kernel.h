@@ -85,6 +85,8 @@ struct QuantizeArgs {
 };
 using QuantizeFn = void (*)(const void* x, std::int64_t count, const QuantizeArgs* args, void* q);
 
+enum class RowOp : std::uint8_t { kRange, kToByte, kToInt16 };
+
 struct RowKernels {
   RangeFn range;
   QuantizeFn to_byte;  // uint8 or int8 (the same bits)

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "gemm/describe.h"
 #include "gemm/layout.h"
 #include "runtime/huge_pages.h"
 #include "runtime/parallel.h"
@@ -27,13 +28,16 @@ void Pack(const PackedLayout& layout, const PackOperands& operands, Pool& pool, 
   // A panel smaller than this is packed sooner than a thread is woken.
   constexpr std::int64_t kBytesPerThread = 256 << 10;
   const std::int64_t worth = std::max<std::int64_t>(1, layout.Bytes() / kBytesPerThread);
-  AdviseHugePages(operands.packed, std::size_t(layout.Bytes()));
-  ParallelClaim(pool, layout.Panels(), int(std::min<std::int64_t>(threads, worth)),
-                [&](Job& job, std::int64_t first) {
-                  for (std::int64_t panel = first; panel >= 0; panel = job.Next()) {
-                    PackPanel(layout, operands, panel);
-                  }
-                });
+  const int participants = int(std::min<std::int64_t>(threads, worth));
+  const auto run = [&] {
+    AdviseHugePages(operands.packed, std::size_t(layout.Bytes()));
+    ParallelClaim(pool, layout.Panels(), participants, [&](Job& job, std::int64_t first) {
+      for (std::int64_t panel = first; panel >= 0; panel = job.Next()) {
+        PackPanel(layout, operands, panel);
+      }
+    });
+  };
+  Traced(run, [&] { return DescribePack(layout, operands.w_zero != nullptr, participants); });
 }
 
 }  // namespace qgemm

@@ -1,6 +1,7 @@
 #include "gemm/plan.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <mutex>
 #include <shared_mutex>
@@ -173,21 +174,26 @@ class PlanCache {
     {
       const std::shared_lock lock(mutex_);
       const auto found = plans_.find(key);
-      if (found != plans_.end()) return found->second;
+      if (found != plans_.end()) {
+        hits_.fetch_add(1, std::memory_order_relaxed);
+        return found->second;
+      }
     }
+    misses_.fetch_add(1, std::memory_order_relaxed);
     auto plan = MakePlan(key);
     const std::unique_lock lock(mutex_);
     if (plans_.size() >= kMaxPlans) plans_.clear();
     return plans_.emplace(key, std::move(plan)).first->second;
   }
 
-  std::int64_t Count() {
+  PlanCacheInfo Info() {
     const std::shared_lock lock(mutex_);
-    return std::int64_t(plans_.size());
+    return {std::int64_t(plans_.size()), hits_.load(), misses_.load()};
   }
 
  private:
   std::shared_mutex mutex_;
+  std::atomic<std::int64_t> hits_{0}, misses_{0};  // beside the lock, whose line is at hand
   std::unordered_map<PlanKey, std::shared_ptr<const Plan>, PlanKeyHash> plans_;
 };
 
@@ -201,6 +207,6 @@ PlanCache& Plans() {
 
 std::shared_ptr<const Plan> GetPlan(const PlanKey& key) { return Plans().Get(key); }
 
-std::int64_t PlanCount() { return Plans().Count(); }
+PlanCacheInfo InfoOfPlans() { return Plans().Info(); }
 
 }  // namespace qgemm

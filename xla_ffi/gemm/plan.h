@@ -71,7 +71,11 @@ struct Plan {
 // Made at first use, then cached for the life of the process.
 std::shared_ptr<const Plan> GetPlan(const PlanKey& key);
 
-// The number of plans in the cache.
-std::int64_t PlanCount();
+struct PlanCacheInfo {
+  std::int64_t plans;         // in the cache
+  std::int64_t hits, misses;  // of lookups since the process began
+};
+
+PlanCacheInfo InfoOfPlans();
 
 }  // namespace qgemm

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "gemm/describe.h"
 #include "gemm/layout.h"
 #include "gemm/quantize.h"
 #include "runtime/cpu.h"
@@ -34,12 +35,15 @@ void QuantizeRows(const QuantizeRowsOperands& operands, Isa isa, Pool& pool, int
   const std::int64_t rows_per_item =
       std::max<std::int64_t>(1, kElementsPerItem / std::max<std::int64_t>(1, operands.k));
   const std::int64_t items = CeilDiv(operands.rows, rows_per_item);
-  ParallelClaim(pool, items, threads, [&](Job& job, std::int64_t first) {
-    for (std::int64_t item = first; item >= 0; item = job.Next()) {
-      const std::int64_t begin = item * rows_per_item;
-      QuantizeRows(operands, kernels, begin, std::min(operands.rows, begin + rows_per_item));
-    }
-  });
+  const auto run = [&] {
+    ParallelClaim(pool, items, threads, [&](Job& job, std::int64_t first) {
+      for (std::int64_t item = first; item >= 0; item = job.Next()) {
+        const std::int64_t begin = item * rows_per_item;
+        QuantizeRows(operands, kernels, begin, std::min(operands.rows, begin + rows_per_item));
+      }
+    });
+  };
+  Traced(run, [&] { return DescribeQuantize(operands, isa, items, rows_per_item, threads); });
 }
 
 }  // namespace qgemm

@@ -1,42 +1,32 @@
 // Generated kernels of one kind, by key. Bounded in number, they live as long as the process.
 #pragma once
 
-#include <atomic>
-#include <cstddef>
-#include <cstdint>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <unordered_map>
+#include <utility>
+
+#include "runtime/kernel_log.h"
 
 namespace qgemm {
 
-// Totals over all caches.
-struct KernelCacheInfo {
-  std::atomic<std::int64_t> kernels{0};
-  std::atomic<std::int64_t> bytes{0};  // of machine code
-};
-
-inline KernelCacheInfo& KernelTotals() {
-  static KernelCacheInfo totals;
-  return totals;
-}
-
-// Generator: constructed from a Key, has function() and getSize().
+// Key: has a Name(key). Generator: an Xbyak::CodeGenerator, constructed from a Key, with a
+// function().
 template <class Key, class Hash, class Generator>
 class KernelCache {
  public:
+  explicit KernelCache(std::string family) : family_(std::move(family)) {}
+
   auto Get(const Key& key) {
     const std::lock_guard lock(mutex_);
     std::unique_ptr<Generator>& kernel = kernels_[key];
-    if (kernel == nullptr) {
-      kernel = std::make_unique<Generator>(key);
-      KernelTotals().kernels += 1;
-      KernelTotals().bytes += std::int64_t(kernel->getSize());
-    }
+    if (kernel == nullptr) kernel = GenerateKernel<Generator>(family_, Name(key), key);
     return kernel->function();
   }
 
  private:
+  const std::string family_;  // in names
   std::mutex mutex_;
   std::unordered_map<Key, std::unique_ptr<Generator>, Hash> kernels_;
 };

@@ -1,0 +1,134 @@
+#include "gemm/names.h"
+
+#include "gemm/layout.h"
+
+namespace qgemm {
+namespace {
+
+const char* Suffix(Activation activation) {
+  switch (activation) {
+    case Activation::kRelu:
+      return "_relu";
+    case Activation::kGelu:
+      return "_gelu";
+    case Activation::kGeluTanh:
+      return "_gelu_tanh";
+    case Activation::kSilu:
+      return "_silu";
+    case Activation::kNone:
+      break;
+  }
+  return "";
+}
+
+const char* Suffix(ResidualType residual) {
+  switch (residual) {
+    case ResidualType::kF32:
+      return "_residual_f32";
+    case ResidualType::kBf16:
+      return "_residual_bf16";
+    case ResidualType::kF16:
+      return "_residual_f16";
+    case ResidualType::kNone:
+      break;
+  }
+  return "";
+}
+
+const char* Suffix(KPart part) {
+  switch (part) {
+    case KPart::kFirst:
+      return "_first";
+    case KPart::kMiddle:
+      return "_middle";
+    case KPart::kLast:
+      return "_last";
+    case KPart::kWhole:
+      break;
+  }
+  return "";
+}
+
+// `what`, and of which granularity; nothing for the `usual` one.
+std::string Suffix(const char* what, Granularity granularity, Granularity usual) {
+  if (granularity == usual) return "";
+  switch (granularity) {
+    case Granularity::kTensor:
+      return std::string(what) + "_tensor";
+    case Granularity::kRow:
+      return std::string(what) + "_row";
+    case Granularity::kNone:
+      break;
+  }
+  return std::string(what) + "_none";
+}
+
+}  // namespace
+
+const char* Name(XType x) {
+  switch (x) {
+    case XType::kS8:
+      return "s8";
+    case XType::kF32:
+      return "f32";
+    case XType::kBf16:
+      return "bf16";
+    case XType::kF16:
+      return "f16";
+    case XType::kU8:
+      break;
+  }
+  return "u8";
+}
+
+const char* Name(OutType out) {
+  switch (out) {
+    case OutType::kBf16:
+      return "bf16";
+    case OutType::kF16:
+      return "f16";
+    case OutType::kU8:
+      return "u8";
+    case OutType::kS8:
+      return "s8";
+    case OutType::kS32:
+      return "s32";
+    case OutType::kF32:
+      break;
+  }
+  return "f32";
+}
+
+std::string Name(const Epilogue& epilogue) {
+  // All members by name: a new one does not compile until it has its place below.
+  const auto& [out, activation, x_zero, x_scale, w_zero, w_groups, bias, residual, per_column] =
+      epilogue;
+  std::string name = Name(out);
+  name += per_column ? "_per_column" : "";
+  name += Suffix(activation);
+  name += bias ? "_bias" : "";
+  name += Suffix(residual);
+  name += Suffix("_xscale", x_scale, Granularity::kTensor);
+  name += Suffix("_xzero", x_zero, Granularity::kNone);
+  name += w_zero ? "_wzero" : "";
+  name += w_groups ? "_wgroups" : "";
+  return name;
+}
+
+std::string Name(const TileKey& key) {
+  const auto& [rows, columns, panel_columns, part, streams, epilogue] = key;
+  std::string name = "tile_" + std::to_string(rows) + "x" + std::to_string(columns);
+  if (panel_columns != kPanelColumns) name += "_panel" + std::to_string(panel_columns);
+  name += Suffix(part);
+  name += streams ? "_streams" : "";
+  return name + "_" + Name(epilogue);
+}
+
+std::string RowKernelName(RowOp op, XType x) {
+  const char* name = op == RowOp::kRange    ? "row_range_"
+                     : op == RowOp::kToByte ? "row_to_byte_"
+                                            : "row_to_int16_";
+  return std::string(name) + Name(x);
+}
+
+}  // namespace qgemm
