@@ -26,7 +26,9 @@ def dot(
     Args:
       x: float32, bfloat16 or float16 (..., K), or QuantizedArray (..., K) with one scale per
         tensor or per row.
-      w: PackedWeight (K, N).
+      w: PackedWeight (K, N), or a stack of them (*B, K, N), made by jax.vmap or jax.tree.map. x is
+        then (*B, M, K), or (M, K) for all, the result (*B, M, N) and bias [N] or (*B, N): all
+        products in one call.
       bias: None, or float32, bfloat16 or float16 [N].
       residual: None, or float32, bfloat16 or float16 (..., N), the shape of the result.
       activation: None, "relu", "gelu" (by the error function), "gelu_tanh" (its approximation by
@@ -73,8 +75,7 @@ def quantized_linear(
 
     Args:
       x: QuantizedArray (..., K) with one scale per tensor or per row.
-      w: PackedWeight (K, N).
-      bias, residual, activation: as in `dot`.
+      w, bias, residual, activation: as in `dot`.
       out_scale: the scale of the result: a float scalar, or float32 of shape (N,) or (1, …, 1, N)
         with one scale for each column.
       out_zero_point: integer scalar in the range of out_qtype; a traced one is clamped to it.
@@ -103,9 +104,10 @@ def quantized_linear(
         raise ValueError(
             f"{name}: out_zero_point has shape {out_zero.shape}, expected () (a scalar)"
         )
-    check_packed(name, "w", w)
-    n = w.shape[1]
-    full = (*(1,) * (x.ndim - 1), n)
+    check_packed(name, "w", w, stacks=True)
+    n = w.shape[-1]
+    rank = x.ndim if len(w.shape) == 2 else len(w.shape)
+    full = (*(1,) * (rank - 1), n)
     if out_scale.shape not in ((), (n,), full):
         raise ValueError(
             f"{name}: out_scale has shape {out_scale.shape}, expected (), {(n,)} or {full}"
@@ -118,11 +120,60 @@ def quantized_linear(
     return QuantizedArray(q, out_scale, zero_point, out_qtype)
 
 
-def _linear(
+def _linear(function, x, w, bias, residual, *rest) -> jax.Array:
+    """One product or, for a stack of weights, a batch of them. `rest`: as of `_product`."""
+    check_packed(function, "w", w, stacks=True)
+    batch = w.shape[:-2]
+    if not batch:
+        return _product(function, x, w, bias, residual, *rest)
+    own_x = x.ndim == len(w.shape) and x.shape[:-2] == batch
+    if not own_x and x.ndim != 2:
+        dims = ", ".join(map(str, batch))
+        raise ValueError(
+            f"{function}: x must be (M, K) or ({dims}, M, K) for a stack of weights, got "
+            f"{describe(x)} (w: {describe(w)})"
+        )
+
+    def own(array, rank: int) -> bool:
+        return array is not None and array.ndim == len(batch) + rank
+
+    def flat(array):
+        return array.reshape(-1, *array.shape[len(batch) :])
+
+    def split(array, rank: int):
+        """The array with the batch in one dimension, and that for vmap."""
+        return (flat(array), 0) if own(array, rank) else (array, None)
+
+    if bias is not None:
+        bias = errors.float_array(function, "bias", bias)
+    if residual is not None:
+        residual = errors.float_array(function, "residual", residual)
+    arguments = [
+        _split_x(x, flat) if own_x else (x, None),
+        (jax.tree.map(flat, w), 0),
+        split(bias, 1),
+        split(residual, 2),
+    ]
+    y = jax.vmap(
+        lambda *parts: _product(function, *parts, *rest), in_axes=[axes for _, axes in arguments]
+    )(*(part for part, _ in arguments))
+    return y.reshape(*batch, *y.shape[1:])
+
+
+def _split_x(x, flat):
+    """x with the batch in one dimension, and the axes for vmap: parameters may be shared."""
+    if not isinstance(x, QuantizedArray):
+        return flat(x), 0
+    leaves, structure = jax.tree.flatten(x)
+    axes = [0 if leaf.ndim else None for leaf in leaves]
+    leaves = [flat(leaf) if leaf.ndim else leaf for leaf in leaves]
+    return jax.tree.unflatten(structure, leaves), jax.tree.unflatten(structure, axes)
+
+
+def _product(
     function, x, w, bias, residual, activation, out_dtype, out_scale=None, out_zero_point=None
 ) -> jax.Array:
     """Check, fold the leading dimensions of x, describe the product as a GemmSpec, run it."""
-    check_packed(function, "w", w)
     k, n = w.shape
     if x.ndim == 0 or x.shape[-1] != k:
         found = x.shape[-1] if x.ndim else "no dimensions"

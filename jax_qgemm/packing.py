@@ -76,8 +76,8 @@ def pack_weight(kernel, qtype="int8", *, symmetric=None) -> PackedWeight:
     return pack(quantize(kernel, qtype, symmetric=symmetric, **form))
 
 
-def check_packed(function: str, name: str, w) -> None:
-    """Refuse what is no single PackedWeight of a format that this release reads."""
+def check_packed(function: str, name: str, w, stacks: bool = False) -> None:
+    """Refuse what is no PackedWeight, single unless `stacks`, of a format this release reads."""
     if not isinstance(w, PackedWeight):
         if isinstance(w, QuantizedArray):
             hint = "; pack it once with jax_qgemm.pack"
@@ -87,7 +87,7 @@ def check_packed(function: str, name: str, w) -> None:
             hint = ""
         raise TypeError(f"{function}: {name} must be a PackedWeight, got {describe(w)}{hint}")
     errors.check_format_version(function, w.format_version)
-    if len(w.shape) != 2:
+    if len(w.shape) != 2 and not stacks:
         raise ValueError(
             f"{function}: {name} is a stack of weights, {describe(w)}; use jax.vmap or "
             "jax.lax.scan over its leading dimensions"

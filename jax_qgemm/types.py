@@ -249,6 +249,10 @@ class GemmSpec:
       activation: "none", or a key of `reference.ACTIVATIONS`.
       out_dtype: "float32", "bfloat16", "float16", "int8", "uint8" or "int32" (the raw sums).
       out_scale: of an 8-bit result: one per "tensor" or "column".
+      batched: several products in one call: the result has a leading dimension, and so may each
+        operand.
+      batched: several products in one call: the result has a leading dimension for them, and so
+        may each operand.
       group: so many elements of K share a scale (and zero point) of w; None: all of them.
     """
 
@@ -262,6 +266,7 @@ class GemmSpec:
     out_dtype: str = "float32"
     out_scale: str = "tensor"
     group: int | None = None
+    batched: bool = False
 
 
 @functools.partial(jax.jit, static_argnums=3, inline=True)

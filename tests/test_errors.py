@@ -91,13 +91,26 @@ def test_weights_of_a_wrong_kind(xq):
         jq.quantized_linear(xq, None, out_scale=1.0)
 
 
-def test_stacked_weights(small):
+def test_stacked_weights(small, xq):
     stack = jax.tree.map(lambda a: jnp.stack([a, a]), small)
-    message = "w is a stack of weights, PackedWeight int8[2,768,3]; use jax.vmap or jax.lax.scan"
-    with refuses(ValueError, "dot: " + message):
-        jq.dot(X, stack)
-    with refuses(ValueError, "unpack: " + message):
+    with refuses(
+        ValueError, "unpack: w is a stack of weights, PackedWeight int8[2,768,3]; use jax"
+    ):
         jq.unpack(stack)
+    expected = "x must be (M, K) or (2, M, K) for a stack of weights, got "
+    for shape in [(768,), (3, 8, 768), (1, 8, 768), (5, 2, 8, 768)]:
+        with refuses(ValueError, f"dot: {expected}float32[{','.join(map(str, shape))}] (w: Packed"):
+            jq.dot(jnp.ones(shape), stack)
+    with refuses(ValueError, "dot: w has K=768 but x has 5 in its last dimension"):
+        jq.dot(jnp.ones((2, 8, 5)), stack)
+    with refuses(ValueError, "dot: bias has shape (4,), expected (3,)"):
+        jq.dot(X, stack, bias=jnp.ones((2, 4)))
+    with refuses(ValueError, "dot: residual has shape (7, 3), expected (8, 3)"):
+        jq.dot(X, stack, residual=jnp.ones((2, 7, 3)))
+    with refuses(
+        ValueError, "quantized_linear: out_scale has shape (1, 3), expected (), (3,) or (1"
+    ):
+        jq.quantized_linear(xq, stack, out_scale=jnp.ones((1, 3)))
 
 
 def test_x_of_a_wrong_kind(small):

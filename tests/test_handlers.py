@@ -25,13 +25,19 @@ OPERANDS = {
 }
 ATTRIBUTES = {
     "dynamic": True,
-    "has_x_zero_point": False,
+    "x_scale": "none",
+    "x_zero_point": "none",
     "has_w_zero_point": False,
     "has_bias": False,
     "has_residual": False,
     "group": np.int64(0),
     "activation": "none",
+    "batched": False,
+    "out_scale_per_column": False,
 }
+
+
+BATCHED = {"attributes": {"batched": True}, "out": ((2, M, N), F32)}
 
 
 def gemm(*more, out=((M, N), F32), attributes=None, **operands):
@@ -41,8 +47,10 @@ def gemm(*more, out=((M, N), F32), attributes=None, **operands):
     return jax.block_until_ready(call(*arrays, **(ATTRIBUTES | (attributes or {}))))
 
 
-def test_a_program_that_fits():
+def test_programs_that_fit():
     assert np.array_equal(gemm(), np.zeros((M, N)))
+    assert np.array_equal(gemm(**BATCHED), np.zeros((2, M, N)))
+    assert np.array_equal(gemm(x=zeros((2, M, K), F32), **BATCHED), np.zeros((2, M, N)))
 
 
 @pytest.mark.parametrize(
@@ -58,12 +66,22 @@ def test_a_program_that_fits():
         ("unsupported dtype", {"out": ((M, N), jnp.int16)}),
         ("activation 'swish'", {"attributes": {"activation": "swish"}}),
         ("dynamic quantization", {"attributes": {"dynamic": False}}),
+        ("must be none, tensor or row", {"attributes": {"x_scale": "column"}}),
+        ("x_scale goes with integer x", {"attributes": {"x_scale": "row"}}),
+        ("unsupported group", {"attributes": {"group": np.int64(8)}}),
+        ("unsupported group", {"attributes": {"group": np.int64(-16)}}),
+        ("w_scale has shape", {"attributes": {"group": np.int64(16)}}),
+        ("w_scale has rank", {"w_scale": zeros((), F32)}),
+        ("out has rank", {"attributes": {"batched": True}}),
+        ("out has rank", {"out": ((2, M, N), F32)}),
+        ("x has shape", {"x": zeros((3, M, K), F32), **BATCHED}),
+        ("data has shape", {"data": zeros((1, N * K), S8), **BATCHED}),
         ("bias is missing", {"attributes": {"has_bias": True}}),
         ("residual is missing", {"attributes": {"has_residual": True}}),
         ("w_zero_point is missing", {"attributes": {"has_w_zero_point": True}}),
         ("out_scale is missing", {"out": ((M, N), U8)}),
         ("int32 result", {"out": ((M, N), S32)}),
-        ("chooses the zero point", {"attributes": {"has_x_zero_point": True}}),
+        ("chooses the zero point", {"attributes": {"x_zero_point": "row"}}),
     ],
 )
 def test_gemm_refuses(reason, arguments):
@@ -87,15 +105,16 @@ def test_gemm_refuses_optional_operands(reason, more, flags):
 
 
 def test_gemm_refuses_a_scale_of_another_length():
-    x, flags = zeros((M, K), U8), {"dynamic": False}
+    x, flags = zeros((M, K), U8), {"dynamic": False, "x_scale": "row"}
     assert gemm(zeros((M,), F32), x=x, attributes=flags).shape == (M, N)
-    for shape in [(M + 1,), (1, M)]:
+    for shape in [(M + 1,), (1, M), ()]:
         with pytest.raises(jax.errors.JaxRuntimeError, match="x_scale has shape"):
             gemm(zeros(shape, F32), x=x, attributes=flags)
 
 
 def test_gemm_refuses_an_out_scale_of_another_length():
-    x, flags, out = zeros((M, K), U8), {"dynamic": False}, ((M, N), U8)
+    x, out = zeros((M, K), U8), ((M, N), U8)
+    flags = {"dynamic": False, "x_scale": "tensor", "out_scale_per_column": True}
     one, zero = jnp.float32(1), jnp.int32(0)
     assert gemm(one, jnp.ones(N), zero, x=x, attributes=flags, out=out).shape == (M, N)
     with pytest.raises(jax.errors.JaxRuntimeError, match="out_scale has shape"):

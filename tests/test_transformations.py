@@ -136,6 +136,96 @@ def test_vmap_x_and_w(f, rng, weights):
     assert all(equal(every[i, i], want[i]) for i in range(3))
 
 
+@ALL
+def test_vmap_w_is_one_call(f, rng, weights):
+    x = floats(rng, 3, 6, K)
+    for names in (
+        primitives(jax.vmap(f), x, weights),
+        primitives(jax.vmap(f, (None, 0)), x[0], weights),
+        primitives(jax.vmap(jax.vmap(f, (None, 0)), (0, None)), x, weights),
+    ):
+        assert names.count("jax_qgemm_gemm") == 1 and "scan" not in names
+
+
+# What a vmap maps of x, w, bias, residual: axes as in `in_axes`, the outer one second.
+@pytest.mark.parametrize(
+    "inner,outer",
+    [
+        ((0, 0, None, None), (0, None, None, None)),
+        ((None, 0, None, None), (0, None, None, 0)),
+        ((None, 0, 0, None), (None, 0, None, None)),
+        ((0, None, None, 0), (None, 0, None, None)),
+        ((None, None, 0, None), (0, None, None, None)),
+        ((None, None, None, 0), (None, 0, 0, None)),
+        ((1, 0, 0, 1), (0, 0, 0, 0)),
+        ((0, 0, 0, 0), (None, None, None, 0)),
+        ((None, 0, None, None), (None, None, 0, None)),
+        ((0, None, None, None), (0, None, None, None)),
+    ],
+)
+def test_vmap_of_vmap(inner, outer, rng):
+    sizes, m = (2, 3), 4
+
+    def operand(i, shape):
+        """With an axis for each vmap that maps it, and what the call (a, b) gets of it."""
+        lead = [s for s, axes in zip(sizes, (outer, inner), strict=True) if axes[i] is not None]
+        values = rng.standard_normal((*lead, *shape)).astype(np.float32)
+        mapped = [axes[i] is not None for axes in (outer, inner)]
+
+        def one(a, b):
+            return values[tuple(np.compress(mapped, (a, b)))]
+
+        at = len(lead) - 1
+        moved = np.moveaxis(values, at, at + inner[i]) if inner[i] else values
+        return jnp.asarray(moved), one
+
+    x, one_x = operand(0, (m, K))
+    kernel, one_kernel = operand(1, (K, N))
+    bias, one_bias = operand(2, (N,))
+    residual, one_residual = operand(3, (m, N))
+    pack = jq.pack_weight
+    for _ in range(kernel.ndim - 2):
+        pack = jax.vmap(pack)
+
+    def f(x, w, bias, residual):
+        return jq.dot(x, w, bias=bias, residual=residual, activation="silu")
+
+    got = jax.jit(jax.vmap(jax.vmap(f, inner), outer))(x, pack(kernel), bias, residual)
+    assert got.shape == (*sizes, m, N)
+    for a in range(sizes[0]):
+        for b in range(sizes[1]):
+            w = jq.pack_weight(one_kernel(a, b))
+            assert equal(got[a, b], f(one_x(a, b), w, one_bias(a, b), one_residual(a, b)))
+
+
+@pytest.mark.parametrize("batch", [(3,), (2, 3), (1,), (0,)])
+@pytest.mark.parametrize("form", ["float", "tensor", "row"])
+def test_stacks_of_weights(batch, form, rng):
+    kernels = floats(rng, *batch, K, N)
+    pack = jq.pack_weight
+    for _ in batch:
+        pack = jax.vmap(pack)
+    w, bias = pack(kernels), floats(rng, *batch, N)
+    x, residual = floats(rng, *batch, 5, K), floats(rng, *batch, 5, N)
+    axes = {"tensor": (), "row": range(x.ndim - 1)}
+    q = x if form == "float" else jq.quantize(x, "uint8", channelwise_axes=axes[form])
+
+    def f(x, w, bias, residual):
+        return jq.dot(x, w, bias=bias, residual=residual, activation="gelu")
+
+    got = jax.jit(f)(q, w, bias, residual)
+    assert got.shape == (*batch, 5, N)
+    shared = f(floats(rng, 5, K), w, bias[(0,) * len(batch)] if 0 not in batch else None, None)
+    assert shared.shape == got.shape
+    assert primitives(f, q, w, bias, residual).count("jax_qgemm_gemm") == 1
+    for i in np.ndindex(*batch):
+        one = jax.tree.map(lambda a, i=i: a[i] if a.ndim else a, q)
+        assert equal(got[i], f(one, pick(w, i), bias[i], residual[i]))
+    if form != "float":
+        out = jq.quantized_linear(q, w, out_scale=np.full(N, 0.1), out_zero_point=3)
+        assert out.shape == got.shape and out.scale.shape == (*(1,) * len(batch), 1, N)
+
+
 def test_vmap_parameters(rng, w):
     x = floats(rng, 6, K)
     bias, scales = floats(rng, 3, N), jnp.asarray([0.1, 0.2, 0.5])

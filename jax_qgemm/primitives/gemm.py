@@ -1,7 +1,10 @@
 """gemm: out[M,N] = epilogue(x[M,K] · packed weight). FFI target jax_qgemm.gemm.v1."""
 
+import dataclasses
 import functools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jax_qgemm import reference
@@ -34,37 +37,51 @@ def operand_names(spec: GemmSpec) -> tuple[str, ...]:
     return always + tuple(name for name, present in optional.items() if present)
 
 
-def _abstract_eval(*avals, spec: GemmSpec):
-    operands = dict(zip(operand_names(spec), avals, strict=True))
-    m, k = operands["x"].shape
-    if operands["w_scale"].ndim != (2 if spec.group else 1):
-        expected = "float32[groups,N]" if spec.group else "float32[N]"
-        _refuse("w_scale", operands["w_scale"], expected)
-    n = operands["w_scale"].shape[-1]
+def _shapes(spec: GemmSpec, m: int, n: int, k: int):
+    """Name → (shape, dtypes) of each operand of a single product."""
     rows = {"none": None, "tensor": (), "row": (m,)}
     blocks = len(reference.blocks(k, spec.w_zero_point, spec.group))
     columns = (blocks, n) if spec.group else (n,)
-    expected = {
-        "data": ((reference.packed_size(k, n),), "int8"),
-        "w_scale": (columns, "float32"),
-        "column_sums": ((blocks, n), "int32"),
-        "x_scale": (rows[spec.x_scale], "float32"),
-        "x_zero_point": (rows[spec.x_zero_point], "int32"),
-        "w_zero_point": (columns, "int32"),
-        "bias": ((n,), "float32"),
+    return {
+        "data": ((reference.packed_size(k, n),), ("int8",)),
+        "w_scale": (columns, ("float32",)),
+        "column_sums": ((blocks, n), ("int32",)),
+        "x_scale": (rows[spec.x_scale], ("float32",)),
+        "x_zero_point": (rows[spec.x_zero_point], ("int32",)),
+        "w_zero_point": (columns, ("int32",)),
+        "bias": ((n,), ("float32",)),
         "residual": ((m, n), FLOATS),
-        "out_scale": ((n,) if spec.out_scale == "column" else (), "float32"),
-        "out_zero_point": ((), "int32"),
+        "out_scale": ((n,) if spec.out_scale == "column" else (), ("float32",)),
+        "out_zero_point": ((), ("int32",)),
     }
-    for name in operand_names(spec)[1:]:
-        shape, dtypes = expected[name]
-        found = operands[name]
-        dtypes = (dtypes,) if isinstance(dtypes, str) else dtypes
-        if found.shape != shape or found.dtype.name not in dtypes:
+
+
+def _rank(name: str, spec: GemmSpec) -> int:
+    """Dimensions of an operand of a single product."""
+    if name == "x":
+        return 2
+    return len(_shapes(spec, 1, 1, 1)[name][0])
+
+
+def _abstract_eval(*avals, spec: GemmSpec):
+    operands = dict(zip(operand_names(spec), avals, strict=True))
+    size = None
+    if spec.batched:
+        size = next(o.shape[0] for name, o in operands.items() if o.ndim > _rank(name, spec))
+    if operands["w_scale"].ndim - (2 if spec.group else 1) not in (0, size is not None):
+        expected = "float32[groups,N]" if spec.group else "float32[N]"
+        _refuse("w_scale", operands["w_scale"], expected)
+    m, k = operands["x"].shape[-2:]
+    n = operands["w_scale"].shape[-1]
+    for name, (shape, dtypes) in _shapes(spec, m, n, k).items():
+        found = operands.get(name)
+        shapes = (shape,) if size is None else (shape, (size, *(shape or ())))
+        if found is not None and (found.shape not in shapes or found.dtype.name not in dtypes):
             dims = ",".join(map(str, shape))
             what = f"{choices(dtypes)}[{dims}] for x {describe(operands['x'])} and N={n}"
             _refuse(name, found, what)
-    return [ShapedArray((m, n), np.dtype(spec.out_dtype))]
+    out = (m, n) if size is None else (size, m, n)
+    return [ShapedArray(out, np.dtype(spec.out_dtype))]
 
 
 def _refuse(name: str, found, expected: str):
@@ -74,19 +91,34 @@ def _refuse(name: str, found, expected: str):
 
 
 def _reference(*operands, spec: GemmSpec):
-    named = dict(zip(operand_names(spec), operands, strict=True))
-    return [reference.gemm(**named, spec=spec)]
+    names = operand_names(spec)
+
+    def product(*parts):
+        return reference.gemm(**dict(zip(names, parts, strict=True)), spec=spec)
+
+    if not spec.batched:
+        return [product(*operands)]
+    axes = [_batch_axis(n, o, spec) for n, o in zip(names, operands, strict=True)]
+    return [jax.vmap(product, in_axes=axes)(*operands)]
+
+
+def _batch_axis(name: str, operand, spec: GemmSpec):
+    """0 where an operand of a batched call has one for each product, None where it is shared."""
+    return 0 if operand.ndim > _rank(name, spec) else None
 
 
 def _attributes(spec: GemmSpec):
     return {
         "dynamic": spec.dynamic,
-        "has_x_zero_point": spec.x_zero_point != "none",
+        "x_scale": spec.x_scale,
+        "x_zero_point": spec.x_zero_point,
         "has_w_zero_point": spec.w_zero_point,
         "has_bias": spec.bias,
         "has_residual": spec.residual,
         "group": np.int64(spec.group or 0),
+        "batched": spec.batched,
         "activation": spec.activation,
+        "out_scale_per_column": spec.out_scale == "column",
     }
 
 
@@ -95,19 +127,65 @@ def _operation(spec: GemmSpec) -> str:
 
 
 def _batch(operands, dims, *, spec: GemmSpec):
-    """Rows of x are independent: a batch of them is a longer M. Others go one by one."""
+    """Rows of x are independent: a batch of them is a longer M. Others make a batch of products."""
     names = operand_names(spec)
     by_row = {"x", "residual"}
     by_row |= {name for name in ("x_scale", "x_zero_point") if getattr(spec, name) == "row"}
-    if any(d is not None and name not in by_row for name, d in zip(names, dims, strict=True)):
-        return common.map_batch(functools.partial(gemm_p.bind, spec=spec), operands, dims)
     size = common.batch_size(operands, dims)
-    folded = [
-        common.to_rows(operand, dim, size) if name in by_row else operand
-        for name, operand, dim in zip(names, operands, dims, strict=True)
+    moved = [
+        None if d is None else jnp.moveaxis(o, d, 0) for o, d in zip(operands, dims, strict=True)
     ]
+    if all(d is None or name in by_row for name, d in zip(names, dims, strict=True)):
+        return _longer_rows(names, operands, moved, by_row, size, spec)
+    return _more_products(names, operands, moved, size, spec)
+
+
+def _longer_rows(names, operands, moved, by_row, size: int, spec: GemmSpec):
+    """The new dimension, in front of each operand in `moved`, becomes a part of M."""
+
+    def fold(name, operand, new):
+        if name not in by_row:
+            return operand
+        if new is None:
+            new = jnp.broadcast_to(operand, (size, *operand.shape))
+        row = new.ndim - _rank(name, spec)  # the axis of M; behind it K, N or nothing
+        new = jnp.moveaxis(new, 0, row - 1)
+        shape = (*new.shape[: row - 1], size * new.shape[row], *new.shape[row + 1 :])
+        return new.reshape(shape)
+
+    folded = [fold(*args) for args in zip(names, operands, moved, strict=True)]
     (out,) = gemm_p.bind(*folded, spec=spec)
-    return [common.from_rows(out, size, operands[0], dims[0])], [0]
+    *lead, _, n = out.shape
+    m = operands[0].shape[-2] if moved[0] is None else moved[0].shape[-2]
+    return [out.reshape(*lead, size, m, n)], [len(lead)]
+
+
+def _more_products(names, operands, moved, size: int, spec: GemmSpec):
+    """The new dimension becomes the leading one of a batched call, or a part of it."""
+    if not spec.batched:
+        parts = [o if new is None else new for o, new in zip(operands, moved, strict=True)]
+        return gemm_p.bind(*parts, spec=dataclasses.replace(spec, batched=True)), [0]
+
+    def inner_of(name, operand, new):
+        """The operand's size in the batch there was; None where its products share it."""
+        shape = operand.shape if new is None else new.shape[1:]
+        return shape[0] if len(shape) > _rank(name, spec) else None
+
+    inners = [inner_of(*args) for args in zip(names, operands, moved, strict=True)]
+    inner = next(i for i in inners if i is not None)
+
+    def fold(operand, new, own):
+        if new is None and own is None:
+            return operand
+        if new is None:
+            new = jnp.broadcast_to(operand, (size, *operand.shape))
+        if own is None:
+            new = jnp.broadcast_to(new[:, None], (size, inner, *new.shape[1:]))
+        return new.reshape(size * inner, *new.shape[2:])
+
+    folded = [fold(*args) for args in zip(operands, moved, inners, strict=True)]
+    (out,) = gemm_p.bind(*folded, spec=spec)
+    return [out.reshape(size, inner, *out.shape[1:])], [0]
 
 
 gemm_p = common.define(

@@ -91,7 +91,7 @@ float ResidualAt(const Problem& p, ResidualType type, std::int64_t i) {
 }
 
 Problem MakeProblem(const Case& c) {
-  const auto [m, n, k] = c.shape;
+  const std::int64_t m = c.shape.m, n = c.shape.n, k = c.shape.k;
   const Epilogue& e = c.spec.epilogue;
   Problem p;
   const int style = int(Random(0, 7));  // 0: the extremes, where 16-bit sums would saturate
@@ -159,7 +159,7 @@ Problem MakeProblem(const Case& c) {
 
 // numerics, one element at a time.
 std::vector<std::uint8_t> Reference(const Case& c, const Problem& p) {
-  const auto [m, n, k] = c.shape;
+  const std::int64_t m = c.shape.m, n = c.shape.n, k = c.shape.k;
   const Epilogue& e = c.spec.epilogue;
   std::vector<std::uint8_t> out(m * n * SizeOf(e.out));
   std::vector<std::int64_t> row(k);
@@ -274,7 +274,7 @@ bool Run(const Case& c) {
   o.bias = e.bias ? p.bias.data() : nullptr;
   o.residual = e.residual == ResidualType::kNone ? nullptr : residual.data() + 1;
   o.out_scale = p.out_scale.data();
-  o.out_zero = p.out_zero;
+  o.out_zero = &p.out_zero;
   o.out = out.data() + 65;
   {
     Threads pool;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
+#include <type_traits>
 #include <utility>
 
 #include "gemm/quantize.h"
@@ -87,8 +89,8 @@ class BlockRunner {
     if (IsQuantized(epilogue.out)) {
       const bool is_signed = epilogue.out == OutType::kS8;
       const float scale = epilogue.out_scale_per_column ? 1.0F : operands.out_scale[0];
-      const QuantizeArgs q =
-          StaticQuantizeArgs(scale, operands.out_zero, is_signed ? -128 : 0, is_signed ? 127 : 255);
+      const QuantizeArgs q = StaticQuantizeArgs(scale, *operands.out_zero, is_signed ? -128 : 0,
+                                                is_signed ? 127 : 255);
       args_.out_inverse = q.inverse;
       args_.out_low = q.low;
       args_.out_high = q.high;
@@ -249,21 +251,51 @@ class BlockRunner {
 
 }  // namespace
 
+GemmOperands GemmOperands::Of(std::int64_t index) const {
+  const auto move = [index](auto& pointer, std::int64_t stride) {
+    using Pointer = std::remove_reference_t<decltype(pointer)>;
+    if (pointer == nullptr) return;
+    const auto address = reinterpret_cast<std::uintptr_t>(pointer) + std::uintptr_t(index * stride);
+    pointer = reinterpret_cast<Pointer>(address);
+  };
+  GemmOperands o = *this;
+  move(o.x, strides.x);
+  move(o.w, strides.w);
+  move(o.w_scale, strides.w_scale);
+  move(o.column_sums, strides.column_sums);
+  move(o.w_zero, strides.w_zero);
+  move(o.x_scale, strides.x_scale);
+  move(o.x_zero, strides.x_zero);
+  move(o.bias, strides.bias);
+  move(o.residual, strides.residual);
+  move(o.out_scale, strides.out_scale);
+  move(o.out_zero, strides.out_zero);
+  move(o.out, strides.out);
+  return o;
+}
+
 void RunItems(const Plan& plan, const GemmOperands& operands, Job& job, std::int64_t first) {
   const FloatEnvironment ieee;
   Workspace& workspace = ThreadWorkspace();
-  BlockRunner runner(plan, operands, workspace);
-  std::int64_t prepared = -1;  // first row
+  GemmOperands current;
+  std::optional<BlockRunner> runner;
+  std::int64_t batch = -1, prepared = -1;  // first row
   for (std::int64_t i = first; i >= 0; i = job.Next()) {
     const WorkItem& item = plan.items[std::size_t(i)];
+    if (item.batch != batch) {
+      batch = item.batch;
+      prepared = -1;
+      current = operands.Of(batch);
+      runner.emplace(plan, current, workspace);
+    }
     const bool new_rows = item.first_row != prepared;
     if (new_rows) {
-      workspace.rows.Prepare(plan, operands, item.first_row, item.rows);
+      workspace.rows.Prepare(plan, current, item.first_row, item.rows);
       prepared = item.first_row;
     }
     for (std::int64_t p = 0; p < item.panels; ++p) {
       const std::int64_t next = item.first_panel + (p + 1) % item.panels;
-      runner.Run(item, new_rows && p == 0, item.first_panel + p, next);
+      runner->Run(item, new_rows && p == 0, item.first_panel + p, next);
     }
   }
 }

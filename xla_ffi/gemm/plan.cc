@@ -21,7 +21,8 @@ struct PlanKeyHash {
   std::size_t operator()(const PlanKey& key) const {
     std::uint64_t hash = BitsOf(key.spec.epilogue) | std::uint64_t(key.spec.x) << 20 |
                          std::uint64_t(key.isa) << 24 | std::uint64_t(key.threads) << 32;
-    for (const std::int64_t v : {key.shape.m, key.shape.n, key.shape.k, key.spec.group}) {
+    for (const std::int64_t v :
+         {key.shape.m, key.shape.n, key.shape.k, key.shape.batch, key.spec.group}) {
       hash = (hash ^ std::uint64_t(v)) * 0x9e3779b97f4a7c15ULL;
       hash ^= hash >> 29;
     }
@@ -29,7 +30,7 @@ struct PlanKeyHash {
   }
 };
 
-// Cycles one core would need: the larger of arithmetic and streaming the weights.
+// Cycles one core would need for one product: the larger of arithmetic and streaming the weights.
 double EstimateCycles(const PlanKey& key, const PackedLayout& layout, double macs_per_cycle) {
   const double bytes = double(layout.Bytes());
   return std::max(double(key.shape.m) * bytes / macs_per_cycle, bytes / kStreamBytesPerCycle);
@@ -42,7 +43,7 @@ void AddItems(Plan& plan, std::int64_t first_row, const EvenSplit& rows, std::in
   for (std::int64_t block = 0; block < rows.parts; ++block) {
     for (std::int64_t g = 0; g < groups; ++g) {
       plan.items.push_back(
-          {first_row + rows.Begin(block), rows.Size(block), panels.Begin(g), panels.Size(g)});
+          {0, first_row + rows.Begin(block), rows.Size(block), panels.Begin(g), panels.Size(g)});
     }
   }
 }
@@ -60,14 +61,12 @@ void AddRowBlocks(Plan& plan, const EvenSplit& blocks, std::int64_t threads) {
   AddItems(plan, begin, {rest, std::max(threads, parts)}, groups);
 }
 
-// Splits the work among `threads`. Over M where every thread gets full tiles: no two threads then
-// write near each other and the rows of x are prepared once. Over N otherwise: each thread streams
-// its own part of the weights.
-void SplitWork(Plan& plan) {
+// Splits one product, of so many cycles, among `threads`. Over M where every thread gets full
+// tiles: no two threads then write near each other and the rows of x are prepared once. Over N
+// otherwise: each thread streams its own part of the weights.
+void SplitProduct(Plan& plan, double cycles, std::int64_t threads) {
   const GemmShape& shape = plan.key.shape;
-  const double cycles = EstimateCycles(plan.key, plan.layout, plan.family->macs_per_cycle);
   const std::int64_t worth = std::max<std::int64_t>(1, std::int64_t(cycles / kCyclesPerItem));
-  const std::int64_t threads = std::min<std::int64_t>(plan.key.threads, worth);
 
   // A block of prepared rows shares the L2 with a panel of weights.
   const std::int64_t rows_in_cache = std::max<std::int64_t>(
@@ -90,6 +89,27 @@ void SplitWork(Plan& plan) {
   } else {
     AddRowBlocks(plan, blocks, threads);
   }
+}
+
+// Whole products are the items of a large batch; the products of a small one are split.
+void SplitWork(Plan& plan) {
+  constexpr std::int64_t kProductsPerThread = 4;
+  const std::int64_t batch = plan.key.shape.batch;
+  const double cycles = EstimateCycles(plan.key, plan.layout, plan.family->macs_per_cycle);
+  const auto worth = [](double c) {
+    return std::max<std::int64_t>(1, std::int64_t(c / kCyclesPerItem));
+  };
+  const std::int64_t threads =
+      std::min<std::int64_t>(plan.key.threads, worth(cycles * double(batch)));
+  const bool large = batch >= kProductsPerThread * threads;
+  SplitProduct(plan, cycles, large ? 1 : std::min(threads, worth(cycles)));
+  const std::vector<WorkItem> product = plan.items;
+  for (std::int64_t b = 1; b < batch; ++b) {
+    for (WorkItem item : product) {
+      item.batch = b;
+      plan.items.push_back(item);
+    }
+  }
   plan.threads = int(std::min<std::int64_t>(threads, std::int64_t(plan.items.size())));
 }
 
@@ -110,7 +130,8 @@ std::vector<TileStep> MakeSteps(const Plan& plan, int rows, int width) {
   const int widest = plan.family->max_columns(rows);
   // Weights that take a good part of the L3 have left it before they are needed again.
   const bool streams =
-      plan.key.shape.m <= kMaxTileRows && plan.layout.Bytes() > std::int64_t(Cpu().l3_bytes / 8);
+      plan.key.shape.m <= kMaxTileRows &&
+      plan.layout.Bytes() * plan.key.shape.batch > std::int64_t(Cpu().l3_bytes / 8);
   for (int column = 0; column < width;) {
     TileStep step{};
     step.column = column;
@@ -151,7 +172,7 @@ std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
   plan->a_stride = plan->in_place
                        ? key.shape.k
                        : CopiedStride(plan->layout.PaddedK() * SizeOf(plan->family->a_format));
-  if (key.shape.m == 0 || key.shape.n == 0) return plan;
+  if (key.shape.m == 0 || key.shape.n == 0 || key.shape.batch == 0) return plan;
 
   SplitWork(*plan);
   for (const WorkItem& item : plan->items) {

@@ -39,9 +39,9 @@ struct EvenSplit {
   std::int64_t Larger() const { return total % parts; }  // how many have one more
 };
 
-// What a participant claims: a block of rows by some panels, one after the other.
+// What a participant claims: a block of rows of one product by some panels, one after the other.
 struct WorkItem {
-  std::int64_t first_row, rows, first_panel, panels;
+  std::int64_t batch, first_row, rows, first_panel, panels;
 };
 
 struct Plan {

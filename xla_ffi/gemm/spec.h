@@ -111,12 +111,19 @@ struct GemmSpec {
   }
 };
 
+// `batch` products of one shape, each of operands of its own or shared.
 struct GemmShape {
-  std::int64_t m = 0, n = 0, k = 0;
+  std::int64_t m = 0, n = 0, k = 0, batch = 1;
 
   friend bool operator==(const GemmShape& a, const GemmShape& b) {
-    return a.m == b.m && a.n == b.n && a.k == b.k;
+    return a.m == b.m && a.n == b.n && a.k == b.k && a.batch == b.batch;
   }
+};
+
+// Bytes from the operand of one product of a batch to that of the next; 0 for a shared one.
+struct BatchStrides {
+  std::int64_t x = 0, w = 0, w_scale = 0, column_sums = 0, w_zero = 0, x_scale = 0, x_zero = 0,
+               bias = 0, residual = 0, out_scale = 0, out_zero = 0, out = 0;
 };
 
 // The operands of one call. Absent ones are null; row-major, densely packed, any alignment.
@@ -131,8 +138,12 @@ struct GemmOperands {
   const float* bias = nullptr;                // [n]
   const void* residual = nullptr;             // [m, n]
   const float* out_scale = nullptr;           // [1] or [n]
-  std::int32_t out_zero = 0;
-  void* out = nullptr;  // [m, n]
+  const std::int32_t* out_zero = nullptr;     // [1]
+  void* out = nullptr;                        // [m, n]
+  BatchStrides strides;
+
+  // Those of product `index` of a batch.
+  GemmOperands Of(std::int64_t index) const;
 };
 
 }  // namespace qgemm

@@ -41,13 +41,37 @@ class Checker {
   template <class Buffer>
   bool Shape(const char* name, const Buffer& buffer, std::initializer_list<std::int64_t> expected) {
     const auto dims = buffer.dimensions();
-    bool same = dims.size() == expected.size();
-    for (std::size_t i = 0; same && i < expected.size(); ++i) same = dims[i] == expected.begin()[i];
     // The text of a shape costs microseconds: only for an error.
-    return same || Require(false, name, " has shape ", Text(dims), ", expected ", Text(expected));
+    return Equal(dims, 0, expected) ||
+           Require(false, name, " has shape ", Text(dims), ", expected ", Text(expected));
+  }
+
+  // The same, or with a leading dimension of `batch` if that is not 0. Returns the elements from
+  // one of the batch to the next, 0 where all share the buffer.
+  template <class Buffer>
+  std::int64_t BatchedShape(const char* name, const Buffer& buffer, std::int64_t batch,
+                            std::initializer_list<std::int64_t> expected) {
+    const auto dims = buffer.dimensions();
+    if (batch == 0 || dims.size() == 0 || dims[0] != batch || !Equal(dims, 1, expected)) {
+      Shape(name, buffer, expected);
+      return 0;
+    }
+    std::int64_t elements = 1;
+    for (const std::int64_t d : expected) elements *= d;
+    return elements;
   }
 
  private:
+  template <class Dims>
+  static bool Equal(const Dims& dims, std::size_t first,
+                    std::initializer_list<std::int64_t> expected) {
+    bool same = dims.size() == first + expected.size();
+    for (std::size_t i = 0; same && i < expected.size(); ++i) {
+      same = dims[first + i] == expected.begin()[i];
+    }
+    return same;
+  }
+
   template <class Dims>
   static std::string Text(const Dims& dims) {
     std::ostringstream text;
@@ -83,19 +107,14 @@ class OptionalOperands {
     return *buffer;
   }
 
-  // A value per tensor (rank 0) or one for each row or column ([size]); tells which.
-  template <ffi::DataType dtype>
-  auto NextPerTensorOr(const char* name, std::int64_t size, bool& each) {
+  // Of this shape or, in a batch, one for each of its products: the data, and the bytes between.
+  template <ffi::DataType dtype, class T>
+  void NextBatched(const char* name, std::int64_t batch, std::initializer_list<std::int64_t> shape,
+                   const T*& data, std::int64_t& stride) {
     const auto buffer = Next<dtype>(name);
-    if (buffer) {
-      each = buffer->dimensions().size() == 1;
-      if (each) {
-        check_.Shape(name, *buffer, {size});
-      } else {
-        check_.Shape(name, *buffer, {});
-      }
-    }
-    return buffer ? buffer->typed_data() : nullptr;
+    if (!buffer) return;
+    stride = check_.BatchedShape(name, *buffer, batch, shape) * std::int64_t(sizeof(T));
+    data = buffer->typed_data();
   }
 
   template <ffi::DataType dtype>

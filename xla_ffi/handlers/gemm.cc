@@ -5,6 +5,7 @@
 //   then those in use: x_scale f32 [] or [M]; x_zero_point s32 [] or [M]; w_zero_point s32 [N];
 //   bias f32 [N]; residual f32, bf16 or f16 [M,N]; out_scale f32 [] or [N]; out_zero_point s32 [].
 // result: out [M,N] f32, bf16, f16, u8, s8, or s32 (the sums themselves).
+// Batched, several products: out has a leading dimension for them, and so may each operand.
 #include "gemm/gemm.h"
 
 #include <optional>
@@ -29,92 +30,116 @@ std::optional<Activation> ActivationOf(std::string_view name) {
   return {};
 }
 
-ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::BufferR1<ffi::S8> data,
-                ffi::AnyBuffer w_scale, ffi::BufferR2<ffi::S32> column_sums,
+// "none", "tensor" or "row".
+std::optional<Granularity> GranularityOf(std::string_view name) {
+  if (name == "none") return Granularity::kNone;
+  if (name == "tensor") return Granularity::kTensor;
+  if (name == "row") return Granularity::kRow;
+  return {};
+}
+
+ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::Buffer<ffi::S8> data,
+                ffi::Buffer<ffi::F32> w_scale, ffi::Buffer<ffi::S32> column_sums,
                 ffi::RemainingArgs rest, ffi::Result<ffi::AnyBuffer> out, bool dynamic,
-                bool has_x_zero_point, bool has_w_zero_point, bool has_bias, bool has_residual,
-                std::int64_t group, std::string_view activation) {
+                std::string_view x_scale, std::string_view x_zero_point, bool has_w_zero_point,
+                bool has_bias, bool has_residual, std::int64_t group, bool batched,
+                std::string_view activation, bool out_scale_per_column) {
   Checker check(kTarget);
   PlanKey key;
   Epilogue& epilogue = key.spec.epilogue;
   const auto x_type = XTypeOf(x.element_type());
   const auto out_type = OutTypeOf(out->element_type());
   const auto act = ActivationOf(activation);
+  const auto scale_form = GranularityOf(x_scale), zero_form = GranularityOf(x_zero_point);
   check.Require(x_type && out_type && act, "unsupported dtype of x or out, or activation '",
                 activation, "'");
-  check.Require(x.dimensions().size() == 2, "x has rank ", x.dimensions().size(), ", expected 2");
+  check.Require(scale_form && zero_form, "x_scale and x_zero_point must be none, tensor or row");
+  check.Require(IsGroup(group), "unsupported group ", group);
+  const std::size_t rank = x.dimensions().size();
+  const std::size_t out_rank = out->dimensions().size();
+  check.Require(out_rank == (batched ? 3 : 2), "out has rank ", out_rank);
+  const std::int64_t batch = batched && check.ok() ? out->dimensions()[0] : 0;
+  if (batched && check.ok() && batch == 0) return ffi::Error::Success();
+  check.Require(rank == 2 || (batch > 0 && rank == 3), "x has rank ", rank, ", expected 2");
+  check.Require(w_scale.dimensions().size() > 0, "w_scale has rank 0");
   if (!check.ok()) return check.error();
+
+  const bool raw = *out_type == OutType::kS32;
   check.Require(dynamic == IsFloat(*x_type),
                 "dynamic quantization goes with float x, and only with it");
+  check.Require((*scale_form == Granularity::kNone) == (dynamic || raw),
+                "x_scale goes with integer x and a result that is not int32");
+  check.Require(!dynamic || *zero_form == Granularity::kNone,
+                "dynamic quantization chooses the zero point itself: x_zero_point must be none");
+  check.Require(!raw || (!dynamic && !has_bias && !has_residual && *act == Activation::kNone),
+                "an int32 result takes integer x and no bias, residual or activation");
+  check.Require(!raw || group == 0, "an int32 result takes no groups");
 
-  check.Require(IsGroup(group), "unsupported group ", group);
-  check.Require(w_scale.element_type() == ffi::F32 && w_scale.dimensions().size() > 0,
-                "w_scale must be float32 of rank 1 or 2");
-  if (!check.ok()) return check.error();
-
-  const std::int64_t m = x.dimensions()[0], k = x.dimensions()[1];
+  const std::int64_t m = x.dimensions()[rank - 2], k = x.dimensions()[rank - 1];
   const std::int64_t n = w_scale.dimensions().back();
   const std::int64_t blocks = KBlocks(k, has_w_zero_point, group);
-  key.shape = {m, n, k};
+  key.shape = {m, n, k, batch > 0 ? batch : 1};
   key.spec.x = *x_type;
   key.spec.group = group;
   epilogue.out = *out_type;
   epilogue.activation = *act;
   epilogue.w_zero = has_w_zero_point;
   epilogue.bias = has_bias;
-  check.Shape("out", *out, {m, n});
-  check.Shape("data", data, {PackedLayout{k, n}.Bytes()});
-  check.Shape("column_sums", column_sums, {blocks, n});
-  if (group > 0) {
-    check.Shape("w_scale", w_scale, {blocks, n});
-  } else {
-    check.Shape("w_scale", w_scale, {n});
-  }
-  check.Require(*out_type != OutType::kS32 ||
-                    (!dynamic && !has_bias && !has_residual && *act == Activation::kNone),
-                "an int32 result takes integer x and no bias, residual or activation");
-  check.Require(*out_type != OutType::kS32 || group == 0, "an int32 result takes no groups");
+  epilogue.x_zero = *zero_form;
+  if (*scale_form != Granularity::kNone) epilogue.x_scale = *scale_form;
+  epilogue.out_scale_per_column = out_scale_per_column && IsQuantized(*out_type);
 
-  GemmOperands operands;
-  operands.x = x.untyped_data();
-  operands.w = data.typed_data();
-  operands.w_scale = static_cast<const float*>(w_scale.untyped_data());
-  operands.column_sums = column_sums.typed_data();
-  operands.out = out->untyped_data();
+  GemmOperands o;
+  BatchStrides& strides = o.strides;
+  if (batch > 0) {
+    check.Shape("out", *out, {batch, m, n});
+  } else {
+    check.Shape("out", *out, {m, n});
+  }
+  strides.out = m * n * SizeOf(*out_type);
+  strides.x = check.BatchedShape("x", x, batch, {m, k}) * SizeOf(*x_type);
+  strides.w = check.BatchedShape("data", data, batch, {PackedLayout{k, n}.Bytes()});
+  strides.w_scale = 4 * (group > 0 ? check.BatchedShape("w_scale", w_scale, batch, {blocks, n})
+                                   : check.BatchedShape("w_scale", w_scale, batch, {n}));
+  strides.column_sums = 4 * check.BatchedShape("column_sums", column_sums, batch, {blocks, n});
+  o.x = x.untyped_data();
+  o.w = data.typed_data();
+  o.w_scale = w_scale.typed_data();
+  o.column_sums = column_sums.typed_data();
+  o.out = out->untyped_data();
+
   OptionalOperands optional(rest, check);
-  const auto granularity = [](bool per_row) {
-    return per_row ? Granularity::kRow : Granularity::kTensor;
+  const auto next_of_x = [&](const char* name, Granularity form, auto dtype, auto& to,
+                             std::int64_t& stride) {
+    if (form == Granularity::kTensor) optional.NextBatched<dtype()>(name, batch, {}, to, stride);
+    if (form == Granularity::kRow) optional.NextBatched<dtype()>(name, batch, {m}, to, stride);
   };
-  bool per_row = false;
-  if (!dynamic && *out_type != OutType::kS32) {
-    operands.x_scale = optional.NextPerTensorOr<ffi::F32>("x_scale", m, per_row);
-    epilogue.x_scale = granularity(per_row);
+  using F32 = std::integral_constant<ffi::DataType, ffi::F32>;
+  using S32 = std::integral_constant<ffi::DataType, ffi::S32>;
+  next_of_x("x_scale", *scale_form, F32{}, o.x_scale, strides.x_scale);
+  next_of_x("x_zero_point", *zero_form, S32{}, o.x_zero, strides.x_zero);
+  if (has_w_zero_point && group > 0) {
+    optional.NextBatched<ffi::S32>("w_zero_point", batch, {blocks, n}, o.w_zero, strides.w_zero);
+  } else if (has_w_zero_point) {
+    optional.NextBatched<ffi::S32>("w_zero_point", batch, {n}, o.w_zero, strides.w_zero);
   }
-  if (has_x_zero_point) {
-    check.Require(
-        !dynamic,
-        "dynamic quantization chooses the zero point itself: x_zero_point must be absent");
-    operands.x_zero = optional.NextPerTensorOr<ffi::S32>("x_zero_point", m, per_row);
-    epilogue.x_zero = granularity(per_row);
-  }
-  if (has_w_zero_point) {
-    operands.w_zero = optional.NextOfColumns<ffi::S32>("w_zero_point", group, blocks, n);
-  }
-  if (has_bias) operands.bias = optional.NextOfShape<ffi::F32>("bias", {n});
+  if (has_bias) optional.NextBatched<ffi::F32>("bias", batch, {n}, o.bias, strides.bias);
   if (has_residual) {
-    const auto residual = optional.NextAny("residual");
-    if (residual) {
-      check.Shape("residual", *residual, {m, n});
+    if (const auto residual = optional.NextAny("residual")) {
       epilogue.residual = ResidualTypeOf(residual->element_type());
       check.Require(epilogue.residual != ResidualType::kNone, "unsupported dtype of residual");
-      operands.residual = residual->untyped_data();
+      strides.residual =
+          check.BatchedShape("residual", *residual, batch, {m, n}) * SizeOf(epilogue.residual);
+      o.residual = residual->untyped_data();
     }
   }
   if (IsQuantized(*out_type)) {
-    operands.out_scale =
-        optional.NextPerTensorOr<ffi::F32>("out_scale", n, epilogue.out_scale_per_column);
-    const std::int32_t* zero = optional.NextOfShape<ffi::S32>("out_zero_point", {});
-    if (check.ok()) operands.out_zero = *zero;
+    if (out_scale_per_column) {
+      optional.NextBatched<ffi::F32>("out_scale", batch, {n}, o.out_scale, strides.out_scale);
+    } else {
+      optional.NextBatched<ffi::F32>("out_scale", batch, {}, o.out_scale, strides.out_scale);
+    }
+    optional.NextBatched<ffi::S32>("out_zero_point", batch, {}, o.out_zero, strides.out_zero);
   }
   optional.RequireNoMore();
   if (!check.ok()) return check.error();
@@ -123,7 +148,7 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::BufferR1<ffi
     XlaPool pool(thread_pool);
     key.isa = SelectedIsa();
     key.threads = pool.num_threads();
-    RunGemm(*GetPlan(key), operands, pool);
+    RunGemm(*GetPlan(key), o, pool);
     return ffi::Error::Success();
   });
 }
@@ -134,18 +159,21 @@ XLA_FFI_Error* GemmV1(XLA_FFI_CallFrame* call_frame) {
   static const auto& handler = *ffi::Ffi::Bind()
                                     .Ctx<ffi::ThreadPool>()
                                     .Arg<ffi::AnyBuffer>()
-                                    .Arg<ffi::BufferR1<ffi::S8>>()
-                                    .Arg<ffi::AnyBuffer>()
-                                    .Arg<ffi::BufferR2<ffi::S32>>()
+                                    .Arg<ffi::Buffer<ffi::S8>>()
+                                    .Arg<ffi::Buffer<ffi::F32>>()
+                                    .Arg<ffi::Buffer<ffi::S32>>()
                                     .RemainingArgs()
                                     .Ret<ffi::AnyBuffer>()
                                     .Attr<bool>("dynamic")
-                                    .Attr<bool>("has_x_zero_point")
+                                    .Attr<std::string_view>("x_scale")
+                                    .Attr<std::string_view>("x_zero_point")
                                     .Attr<bool>("has_w_zero_point")
                                     .Attr<bool>("has_bias")
                                     .Attr<bool>("has_residual")
                                     .Attr<std::int64_t>("group")
+                                    .Attr<bool>("batched")
                                     .Attr<std::string_view>("activation")
+                                    .Attr<bool>("out_scale_per_column")
                                     .To(Gemm)
                                     .release();
   return handler.Call(call_frame);
