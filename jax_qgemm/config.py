@@ -1,7 +1,8 @@
 """Process-wide settings: the highest instruction set the kernels may use, and what they show.
 
 Environment variables, read at import:
-  JAX_QGEMM_MAX_ISA=NAME    the instruction set; at run time `config.max_isa`, `config.limit_isa`
+  JAX_QGEMM_MAX_ISA=NAME    the instruction set; at run time `config.max_isa`, `config.limit_isa`;
+                            "avx512" means the best of AVX-512, "avx512_vnni"
   JAX_QGEMM_VERBOSE=1       a line on stderr per native call; at run time `config.verbose`
   JAX_QGEMM_PERF_MAP=1      names generated kernels for Linux perf, in /tmp/perf-PID.map
   JAX_QGEMM_DUMP=FOLDER     writes generated kernels into a folder, see `jax_qgemm.dump_kernels`
@@ -18,6 +19,7 @@ from jax_qgemm import native
 from jax_qgemm.version import __version__
 
 _VARIABLE = "JAX_QGEMM_MAX_ISA"
+_ALIASES = {"avx512": "avx512_vnni"}
 
 
 class Config:
@@ -31,17 +33,18 @@ class Config:
 
     @property
     def isa_names(self) -> tuple[str, ...]:
-        """Every name that `max_isa` accepts, from the least to the most capable."""
+        """The instruction sets that have kernels, from the least to the most capable."""
         if native.extension is None:
-            return ("portable", "avx2", "avx_vnni", "avx512_vnni")
+            return ("portable", "avx2", "avx512bw", "avx_vnni", "avx512_vnni")
         return tuple(native.extension.isa_names())
 
     @property
     def max_isa(self) -> str:
         """The highest instruction set allowed; of those the best that the CPU has is used.
 
-        What was set, or less while `limit_isa` is active. Setting it raises ValueError for an
-        unknown name. It has no effect where the extension is missing.
+        What was set, or less while `limit_isa` is active. Set it to one of `isa_names`, or to
+        "avx512", which stands for "avx512_vnni"; another name raises ValueError. It has no effect
+        where the extension is missing.
         """
         with self._lock:
             return self._lowest()
@@ -54,10 +57,11 @@ class Config:
     def limit_isa(self, name: str):
         """`with config.limit_isa("avx2"): …` lowers `max_isa` for a while, for all threads.
 
-        Of several that are active, nested or in other threads, the lowest counts. Computations
-        that JAX runs asynchronously must be waited for inside the block.
+        Takes the names that `max_isa` takes. Of several that are active, nested or in other
+        threads, the lowest counts. Computations that JAX runs asynchronously must be waited for
+        inside the block.
         """
-        self._check(name, "config.limit_isa")
+        name = self._resolve(name, "config.limit_isa")
         with self._lock:
             self._limits.append(name)
             self._apply()
@@ -93,14 +97,17 @@ class Config:
             native.extension.set_verbose(on, __version__)
 
     def _set(self, name: str, where: str) -> None:
-        self._check(name, where)
+        name = self._resolve(name, where)
         with self._lock:
             self._base = name
             self._apply()
 
-    def _check(self, name: str, where: str) -> None:
-        if name not in self.isa_names:
-            raise ValueError(f"{where}: expected one of {', '.join(self.isa_names)}, got {name!r}")
+    def _resolve(self, name: str, where: str) -> str:
+        known = _ALIASES.get(name, name)
+        if known not in self.isa_names:
+            choices = ", ".join([*self.isa_names, *_ALIASES])
+            raise ValueError(f"{where}: expected one of {choices}, got {name!r}")
+        return known
 
     def _lowest(self) -> str:
         return min([self._base, *self._limits], key=self.isa_names.index)

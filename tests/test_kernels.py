@@ -34,6 +34,7 @@ for isa in jq.cpu_info()["isa_available"]:
 # What the inner loop of a family consists of.
 INSTRUCTIONS = {
     "avx2": r"vpmaddwd +ymm",
+    "avx512bw": r"vpmaddwd +zmm",
     "avx_vnni": r"vpdpbusd +ymm",
     "avx512_vnni": r"vpdpbusd +zmm",
 }

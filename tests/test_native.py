@@ -151,6 +151,25 @@ def test_limits_of_two_threads_that_overlap():
     assert jq.config.max_isa == before
 
 
+def test_every_isa_can_be_forced_by_name():
+    """What a ceiling selects is the best that this CPU has under it, so also on a lesser CPU."""
+    before = jq.config.max_isa
+    available = jq.cpu_info()["isa_available"]
+    for name in jq.config.isa_names:
+        with jq.config.limit_isa(name):
+            assert jq.config.max_isa == name
+            if NATIVE:
+                below = [isa for isa in available if isa_rank(isa) <= isa_rank(name)]
+                assert jq.cpu_info()["isa_selected"] == below[-1]
+    jq.config.max_isa = "avx512"
+    try:
+        assert jq.config.max_isa == "avx512_vnni"
+        with jq.config.limit_isa("avx512"):
+            assert jq.config.max_isa == "avx512_vnni"
+    finally:
+        jq.config.max_isa = before
+
+
 def isa_rank(name):
     return jq.config.isa_names.index(name)
 
@@ -163,12 +182,17 @@ def test_config_refuses_unknown_names():
 
 
 def test_environment_variable():
-    code = "import jax_qgemm as jq; assert jq.config.max_isa == 'portable'"
-    done = python(code, "-W", "ignore::UserWarning", JAX_QGEMM_MAX_ISA="portable")
-    assert done.returncode == 0, done.stderr
+    for name, isa in (
+        ("portable", "portable"),
+        ("avx512bw", "avx512bw"),
+        ("avx512", "avx512_vnni"),
+    ):
+        code = f"import jax_qgemm as jq; assert jq.config.max_isa == {isa!r}"
+        done = python(code, "-W", "ignore::UserWarning", JAX_QGEMM_MAX_ISA=name)
+        assert done.returncode == 0, done.stderr
     done = python("import jax_qgemm", "-W", "ignore::UserWarning", JAX_QGEMM_MAX_ISA="fast")
-    assert "JAX_QGEMM_MAX_ISA: expected one of portable, " in done.stderr
-    assert "'fast'" in done.stderr
+    choices = ", ".join([*jq.config.isa_names, "avx512"])
+    assert f"JAX_QGEMM_MAX_ISA: expected one of {choices}, got 'fast'" in done.stderr
 
 
 @pytest.mark.skipif(not NATIVE, reason="the extension is not built: no custom calls to look for")

@@ -10,6 +10,11 @@ TileFn Avx2Tile(const TileKey& key);
 RowKernels Avx2Rows(XType x);
 PeakLoop Avx2Peak();
 
+int Avx512BwMaxColumns(int rows);
+TileFn Avx512BwTile(const TileKey& key);
+RowKernels Avx512BwRows(XType x);
+PeakLoop Avx512BwPeak();
+
 int AvxVnniMaxColumns(int rows);
 TileFn AvxVnniTile(const TileKey& key);
 RowKernels AvxVnniRows(XType x);

@@ -16,15 +16,16 @@ class PeakEmitter final : public Xbyak::CodeGenerator {
   explicit PeakEmitter(Isa isa) : CodeGenerator(4096, Xbyak::DontSetProtectRWE) {
     Xbyak::Label loop;
     L(loop);
-    for (int i = 0; i < kRepeats * kSums; ++i) {
+    for (int i = 0; i < kRepeats * kSums; i += 2) {
       const int sum = i % kSums;
       if (isa == Isa::kAvx512Vnni) {
-        vpdpbusd(Xbyak::Zmm(sum), Xbyak::Zmm(30), Xbyak::Zmm(31));
+        Dot<Xbyak::Zmm>(sum, Xbyak::EvexEncoding);
       } else if (isa == Isa::kAvxVnni) {
-        vpdpbusd(Xbyak::Ymm(sum), Xbyak::Ymm(13), Xbyak::Ymm(14), DotEncoding256());
+        Dot<Xbyak::Ymm>(sum, DotEncoding256());
+      } else if (isa == Isa::kAvx512Bw) {
+        MultiplyAdd<Xbyak::Zmm>(sum);
       } else {
-        vpmaddwd(Xbyak::Ymm(15), Xbyak::Ymm(13), Xbyak::Ymm(14));
-        vpaddd(Xbyak::Ymm(sum), Xbyak::Ymm(sum), Xbyak::Ymm(15));
+        MultiplyAdd<Xbyak::Ymm>(sum);
       }
     }
     sub(rdi, 1);
@@ -32,6 +33,19 @@ class PeakEmitter final : public Xbyak::CodeGenerator {
     vzeroupper();
     ret();
     setProtectModeRE();
+  }
+
+ private:
+  // Two sums each: products by pairs, as in a tile, are up to a fifth faster.
+  template <class Vec>
+  void Dot(int sum, Xbyak::PreferredEncoding encoding) {
+    for (const int i : {0, 1}) vpdpbusd(Vec(sum + i), Vec(14), Vec(15), encoding);
+  }
+
+  template <class Vec>
+  void MultiplyAdd(int sum) {
+    for (const int i : {0, 1}) vpmaddwd(Vec(12 + i), Vec(14), Vec(15));
+    for (const int i : {0, 1}) vpaddd(Vec(sum + i), Vec(sum + i), Vec(12 + i));
   }
 };
 
@@ -45,6 +59,11 @@ PeakLoop Generate(Isa isa, double macs_per_instruction) {
 
 PeakLoop Avx2Peak() {
   static const PeakLoop loop = Generate(Isa::kAvx2, 16);
+  return loop;
+}
+
+PeakLoop Avx512BwPeak() {
+  static const PeakLoop loop = Generate(Isa::kAvx512Bw, 32);
   return loop;
 }
 

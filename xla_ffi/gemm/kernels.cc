@@ -14,6 +14,8 @@ const KernelFamily kFamilies[] = {
     {Isa::kPortable, AFormat::kU8, 2, PortableMaxColumns, PortableTile, PortableRows, nullptr},
 #ifdef JAX_QGEMM_JIT
     {Isa::kAvx2, AFormat::kS16, 28, Avx2MaxColumns, Avx2Tile, Avx2Rows, Avx2Peak},
+    {Isa::kAvx512Bw, AFormat::kS16, 32, Avx512BwMaxColumns, Avx512BwTile, Avx512BwRows,
+     Avx512BwPeak},
     {Isa::kAvxVnni, AFormat::kU8, 64, AvxVnniMaxColumns, AvxVnniTile, AvxVnniRows, AvxVnniPeak},
     {Isa::kAvx512Vnni, AFormat::kU8, 64, Avx512VnniMaxColumns, Avx512VnniTile, Avx512VnniRows,
      Avx512VnniPeak},

@@ -98,8 +98,10 @@ CpuInfo Detect() {
   } else {
     info.limited_by = "the CPU has no AVX2, or it has no FMA or F16C";
   }
-  const bool avx512_vnni = avx2 && cpu.has(XCpu::tAVX512F) && cpu.has(XCpu::tAVX512BW) &&
-                           cpu.has(XCpu::tAVX512VL) && cpu.has(XCpu::tAVX512_VNNI);
+  const bool avx512bw =
+      avx2 && cpu.has(XCpu::tAVX512F) && cpu.has(XCpu::tAVX512BW) && cpu.has(XCpu::tAVX512VL);
+  if (avx512bw) info.available.push_back(Isa::kAvx512Bw);
+  const bool avx512_vnni = avx512bw && cpu.has(XCpu::tAVX512_VNNI);
   // AVX-512 has the 256-bit instruction too, in an encoding of its own.
   if ((avx2 && cpu.has(XCpu::tAVX_VNNI)) || avx512_vnni) {
     info.available.push_back(Isa::kAvxVnni);
@@ -153,6 +155,8 @@ const char* IsaName(Isa isa) {
   switch (isa) {
     case Isa::kAvx2:
       return "avx2";
+    case Isa::kAvx512Bw:
+      return "avx512bw";
     case Isa::kAvxVnni:
       return "avx_vnni";
     case Isa::kAvx512Vnni:

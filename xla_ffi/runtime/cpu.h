@@ -9,9 +9,10 @@
 namespace qgemm {
 
 // The instruction sets with a kernel family, ascending: a ceiling admits itself and all below.
-enum class Isa { kPortable, kAvx2, kAvxVnni, kAvx512Vnni };
+enum class Isa { kPortable, kAvx2, kAvx512Bw, kAvxVnni, kAvx512Vnni };
 
-inline constexpr Isa kAllIsas[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512Vnni};
+inline constexpr Isa kAllIsas[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512Bw, Isa::kAvxVnni,
+                                   Isa::kAvx512Vnni};
 
 const char* IsaName(Isa isa);
 
