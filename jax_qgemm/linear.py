@@ -44,20 +44,69 @@ def dot(
       TypeError: an argument of a wrong type or dtype.
       ValueError: shapes that do not match, unknown activation, newer packed format.
     """
+    x, out_dtype = _float_result("dot", x, preferred_element_type)
+    return _linear("dot", x, w, bias, residual, activation, out_dtype)
+
+
+def ragged_dot(
+    x, w: PackedWeight, group_sizes, *, bias=None, activation=None, preferred_element_type=None
+):
+    """Groups of rows of x, each times a weight of its own, as in a mixture of experts.
+
+    The counterpart of `jax.lax.ragged_dot`: row m of the result is `activation(x[m] @ w[g] +
+    bias)` for the group g that it belongs to; the groups lie one after the other.
+
+    Args:
+      x: float32, bfloat16 or float16 (M, K), or QuantizedArray (M, K), as in `dot`.
+      w: stack of packed weights (G, K, N), `jax.vmap(pack_weight)(kernels)`.
+      group_sizes: int32 [G], rows of each group. Their values are not checked: a negative one
+        counts as 0, and rows beyond M do not count.
+      bias: None, or float32, bfloat16 or float16, [N] or (G, N).
+      activation, preferred_element_type: as in `dot`.
+
+    Returns:
+      (M, N). Rows behind the last group are 0.
+
+    Raises:
+      TypeError: an argument of a wrong type or dtype.
+      ValueError: shapes that do not match, unknown activation, newer packed format.
+    """
+    name = "ragged_dot"
+    x, out_dtype = _float_result(name, x, preferred_element_type)
+    check_packed(name, "w", w, stacks=True)
+    if len(w.shape) != 3:
+        raise ValueError(f"{name}: w must be a stack of weights (G, K, N), got {describe(w)}")
+    if x.ndim != 2:
+        raise ValueError(f"{name}: x must have 2 dimensions (M, K), got {describe(x)}")
+    group_sizes = errors.as_array(name, "group_sizes", group_sizes)
+    if not jnp.issubdtype(group_sizes.dtype, jnp.integer):
+        raise TypeError(f"{name}: group_sizes must be integers, got {describe(group_sizes)}")
+    if group_sizes.shape != w.shape[:1]:
+        raise ValueError(
+            f"{name}: group_sizes has shape {group_sizes.shape}, expected {w.shape[:1]}, one for "
+            f"each weight (w: {describe(w)})"
+        )
+    if w.shape[0] == 0:
+        return jnp.zeros((x.shape[0], w.shape[2]), out_dtype)
+    sizes = jnp.clip(group_sizes, 0, x.shape[0]).astype(jnp.int32)
+    return _product(name, x, w, bias, None, activation, out_dtype, group_sizes=sizes)
+
+
+def _float_result(function: str, x, preferred_element_type):
+    """x checked, and the name of the result's dtype."""
     if isinstance(x, QuantizedArray):
-        x = errors.check_quantized("dot", "x", x)
+        x = errors.check_quantized(function, "x", x)
     else:
-        x = errors.float_array("dot", "x", x)
+        x = errors.float_array(function, "x", x)
     out_dtype = x.dtype if preferred_element_type is None else preferred_element_type
     try:
         out_dtype = np.dtype(out_dtype).name
     except (TypeError, ValueError):
         out_dtype = str(out_dtype)
     if out_dtype not in errors.FLOATS:
-        raise ValueError(
-            f"dot: preferred_element_type must be {errors.choices(errors.FLOATS)}, got {out_dtype}"
-        )
-    return _linear("dot", x, w, bias, residual, activation, out_dtype)
+        choices = errors.choices(errors.FLOATS)
+        raise ValueError(f"{function}: preferred_element_type must be {choices}, got {out_dtype}")
+    return x, out_dtype
 
 
 def quantized_linear(
@@ -171,10 +220,19 @@ def _split_x(x, flat):
 
 
 def _product(
-    function, x, w, bias, residual, activation, out_dtype, out_scale=None, out_zero_point=None
+    function,
+    x,
+    w,
+    bias,
+    residual,
+    activation,
+    out_dtype,
+    out_scale=None,
+    out_zero_point=None,
+    group_sizes=None,
 ) -> jax.Array:
     """Check, fold the leading dimensions of x, describe the product as a GemmSpec, run it."""
-    k, n = w.shape
+    k, n = w.shape[-2:]
     if x.ndim == 0 or x.shape[-1] != k:
         found = x.shape[-1] if x.ndim else "no dimensions"
         raise ValueError(
@@ -187,9 +245,11 @@ def _product(
         raise ValueError(f"{function}: activation must be one of {names}, got {activation!r}")
     if bias is not None:
         bias = errors.float_array(function, "bias", bias).astype(jnp.float32)
-        if bias.shape != (n,):
+        shapes = ((n,),) if group_sizes is None else ((n,), (w.shape[0], n))
+        if bias.shape not in shapes:
             raise ValueError(
-                f"{function}: bias has shape {bias.shape}, expected {(n,)} (w: {describe(w)})"
+                f"{function}: bias has shape {bias.shape}, expected "
+                f"{errors.choices(map(str, shapes))} (w: {describe(w)})"
             )
     if residual is not None:
         residual = errors.float_array(function, "residual", residual)
@@ -211,6 +271,7 @@ def _product(
         activation=str(activation or "none"),
         out_dtype=out_dtype,
         group=w.group_size,
+        ragged=group_sizes is not None,
         out_scale="column" if out_scale is not None and out_scale.ndim else "tensor",
     )
     operands = {
@@ -224,6 +285,7 @@ def _product(
         "residual": residual,
         "out_scale": out_scale,
         "out_zero_point": out_zero_point,
+        "group_sizes": group_sizes,
     }
     return _folded(values, operands, spec=spec)
 

@@ -175,6 +175,20 @@ def unpack(data, k: int, n: int):
 # The product
 
 
+def ragged(product, operands, axes, group_sizes):
+    """Rows of `product` by the operands of their group (axes 0) or of all (None); else 0."""
+    ends = jnp.cumsum(jnp.maximum(group_sizes, 0))
+
+    def of_group(parts):
+        filled = [o if p is None else p for o, p in zip(operands, parts, strict=True)]
+        return product(*filled)
+
+    every = lax.map(of_group, [o if a == 0 else None for o, a in zip(operands, axes, strict=True)])
+    rows = jnp.arange(every.shape[1])
+    group = jnp.minimum(jnp.searchsorted(ends, rows, side="right"), len(group_sizes) - 1)
+    return jnp.where((rows < ends[-1])[:, None], every[group, rows], 0)
+
+
 def _silu(y):
     return y * lax.logistic(y)
 

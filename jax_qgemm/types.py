@@ -253,6 +253,7 @@ class GemmSpec:
         operand.
       batched: several products in one call: the result has a leading dimension for them, and so
         may each operand.
+      ragged: groups of rows of x have a weight each, whose operands have a leading dimension.
       group: so many elements of K share a scale (and zero point) of w; None: all of them.
     """
 
@@ -267,6 +268,7 @@ class GemmSpec:
     out_scale: str = "tensor"
     group: int | None = None
     batched: bool = False
+    ragged: bool = False
 
 
 @functools.partial(jax.jit, static_argnums=3, inline=True)

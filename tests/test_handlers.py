@@ -33,6 +33,7 @@ ATTRIBUTES = {
     "group": np.int64(0),
     "activation": "none",
     "batched": False,
+    "ragged": False,
     "out_scale_per_column": False,
 }
 

@@ -32,13 +32,17 @@ def operand_names(spec: GemmSpec) -> tuple[str, ...]:
         "residual": spec.residual,
         "out_scale": requantized,
         "out_zero_point": requantized,
+        "group_sizes": spec.ragged,
     }
     always = ("x", "data", "w_scale", "column_sums")
     return always + tuple(name for name, present in optional.items() if present)
 
 
+_OF_WEIGHT = ("data", "w_scale", "column_sums", "w_zero_point")
+
+
 def _shapes(spec: GemmSpec, m: int, n: int, k: int):
-    """Name → (shape, dtypes) of each operand of a single product."""
+    """Name → (shape, dtypes) of each operand of a single product with one weight."""
     rows = {"none": None, "tensor": (), "row": (m,)}
     blocks = len(reference.blocks(k, spec.w_zero_point, spec.group))
     columns = (blocks, n) if spec.group else (n,)
@@ -53,6 +57,7 @@ def _shapes(spec: GemmSpec, m: int, n: int, k: int):
         "residual": ((m, n), FLOATS),
         "out_scale": ((n,) if spec.out_scale == "column" else (), ("float32",)),
         "out_zero_point": ((), ("int32",)),
+        "group_sizes": ((), ("int32",)),
     }
 
 
@@ -65,7 +70,7 @@ def _rank(name: str, spec: GemmSpec) -> int:
 
 def _abstract_eval(*avals, spec: GemmSpec):
     operands = dict(zip(operand_names(spec), avals, strict=True))
-    size = None
+    size = operands["group_sizes"].shape[0] if spec.ragged else None
     if spec.batched:
         size = next(o.shape[0] for name, o in operands.items() if o.ndim > _rank(name, spec))
     if operands["w_scale"].ndim - (2 if spec.group else 1) not in (0, size is not None):
@@ -76,17 +81,19 @@ def _abstract_eval(*avals, spec: GemmSpec):
     for name, (shape, dtypes) in _shapes(spec, m, n, k).items():
         found = operands.get(name)
         shapes = (shape,) if size is None else (shape, (size, *(shape or ())))
+        if spec.ragged:
+            stacked = name in _OF_WEIGHT or name == "group_sizes"
+            shapes = shapes[1:] if stacked else shapes if name == "bias" else shapes[:1]
         if found is not None and (found.shape not in shapes or found.dtype.name not in dtypes):
             dims = ",".join(map(str, shape))
             what = f"{choices(dtypes)}[{dims}] for x {describe(operands['x'])} and N={n}"
             _refuse(name, found, what)
-    out = (m, n) if size is None else (size, m, n)
+    out = (size, m, n) if spec.batched else (m, n)
     return [ShapedArray(out, np.dtype(spec.out_dtype))]
 
 
 def _refuse(name: str, found, expected: str):
-    of_weight = name in ("data", "w_scale", "column_sums", "w_zero_point")
-    hint = "; was the packed weight altered?" if of_weight else ""
+    hint = "; was the packed weight altered?" if name in _OF_WEIGHT else ""
     raise ValueError(f"gemm: {name} is {describe(found)}, expected {expected}{hint}")
 
 
@@ -96,10 +103,14 @@ def _reference(*operands, spec: GemmSpec):
     def product(*parts):
         return reference.gemm(**dict(zip(names, parts, strict=True)), spec=spec)
 
-    if not spec.batched:
+    if not spec.batched and not spec.ragged:
         return [product(*operands)]
+    if spec.ragged:
+        names, (*operands, group_sizes) = names[:-1], operands
     axes = [_batch_axis(n, o, spec) for n, o in zip(names, operands, strict=True)]
-    return [jax.vmap(product, in_axes=axes)(*operands)]
+    if spec.batched:
+        return [jax.vmap(product, in_axes=axes)(*operands)]
+    return [reference.ragged(product, operands, axes, group_sizes)]
 
 
 def _batch_axis(name: str, operand, spec: GemmSpec):
@@ -117,17 +128,23 @@ def _attributes(spec: GemmSpec):
         "has_residual": spec.residual,
         "group": np.int64(spec.group or 0),
         "batched": spec.batched,
+        "ragged": spec.ragged,
         "activation": spec.activation,
         "out_scale_per_column": spec.out_scale == "column",
     }
 
 
 def _operation(spec: GemmSpec) -> str:
+    if spec.ragged:
+        return "ragged_dot"
     return "quantized_linear" if spec.out_dtype in reference.QRANGE else "dot"
 
 
 def _batch(operands, dims, *, spec: GemmSpec):
-    """Rows of x are independent: a batch of them is a longer M. Others make a batch of products."""
+    """Rows of x are independent: a batch of them is a longer M. Others make a batch of products;
+    ragged ones go one by one."""
+    if spec.ragged:
+        return common.map_batch(functools.partial(gemm_p.bind, spec=spec), operands, dims)
     names = operand_names(spec)
     by_row = {"x", "residual"}
     by_row |= {name for name in ("x_scale", "x_zero_point") if getattr(spec, name) == "row"}

@@ -50,7 +50,9 @@ CallLine DescribeGemm(const Plan& plan) {
   const auto& [shape, spec, isa, threads] = plan.key;
   CallLine line{"gemm", IsaName(isa), "none", Joined(Name(spec.x), "s8:"), {}, {}, plan.threads};
   line.types += Name(spec.epilogue.out);
-  if (shape.batch != 1) line.shape = std::to_string(shape.batch) + "*";
+  if (shape.batch != 1 || shape.ragged) {
+    line.shape = std::to_string(shape.batch) + (shape.ragged ? "|" : "*");
+  }
   line.shape += Dims(shape.m, shape.n) + "x" + std::to_string(shape.k);
   if (const TileKey* tile = MainTile(plan)) {
     const char* rows = plan.in_place ? "in_place" : IsFloat(spec.x) ? "quantized" : "copied";

@@ -274,14 +274,27 @@ GemmOperands GemmOperands::Of(std::int64_t index) const {
   return o;
 }
 
-void RunItems(const Plan& plan, const GemmOperands& operands, Job& job, std::int64_t first) {
+const std::vector<WorkItem>& RaggedItems(const Plan& plan, const GemmOperands& operands) {
+  thread_local std::vector<WorkItem> items;
+  items.clear();
+  const GemmShape& shape = plan.key.shape;
+  if (shape.m == 0 || shape.n == 0) return items;
+  const std::int64_t rows = shape.batch == 0 ? 0 : AddGroups(plan, operands.group_sizes, items);
+  const std::int64_t row_bytes = shape.n * SizeOf(plan.epilogue.out);
+  std::memset(static_cast<std::uint8_t*>(operands.out) + rows * row_bytes, 0,
+              std::size_t((shape.m - rows) * row_bytes));
+  return items;
+}
+
+void RunItems(const Plan& plan, const WorkItem* items, const GemmOperands& operands, Job& job,
+              std::int64_t first) {
   const FloatEnvironment ieee;
   Workspace& workspace = ThreadWorkspace();
   GemmOperands current;
   std::optional<BlockRunner> runner;
   std::int64_t batch = -1, prepared = -1;  // first row
   for (std::int64_t i = first; i >= 0; i = job.Next()) {
-    const WorkItem& item = plan.items[std::size_t(i)];
+    const WorkItem& item = items[i];
     if (item.batch != batch) {
       batch = item.batch;
       prepared = -1;

@@ -10,14 +10,22 @@
 namespace qgemm {
 
 // Works through the items a participant claims from `job`, the first of them in hand.
-void RunItems(const Plan& plan, const GemmOperands& operands, Job& job, std::int64_t first);
+void RunItems(const Plan& plan, const WorkItem* items, const GemmOperands& operands, Job& job,
+              std::int64_t first);
+
+// The items of a ragged product, in memory of the calling thread, which is kept between calls.
+// Clears the rows of no group.
+const std::vector<WorkItem>& RaggedItems(const Plan& plan, const GemmOperands& operands);
 
 // Pool: see ParallelClaim.
 template <class Pool>
 void RunGemm(const Plan& plan, const GemmOperands& operands, Pool& pool) {
   const auto run = [&] {
-    ParallelClaim(pool, std::int64_t(plan.items.size()), plan.threads,
-                  [&](Job& job, std::int64_t first) { RunItems(plan, operands, job, first); });
+    const std::vector<WorkItem>& items =
+        plan.key.shape.ragged ? RaggedItems(plan, operands) : plan.items;
+    ParallelClaim(
+        pool, std::int64_t(items.size()), plan.threads,
+        [&](Job& job, std::int64_t first) { RunItems(plan, items.data(), operands, job, first); });
   };
   Traced(run, [&] { return DescribeGemm(plan); });
 }

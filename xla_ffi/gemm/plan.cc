@@ -21,8 +21,8 @@ struct PlanKeyHash {
   std::size_t operator()(const PlanKey& key) const {
     std::uint64_t hash = BitsOf(key.spec.epilogue) | std::uint64_t(key.spec.x) << 20 |
                          std::uint64_t(key.isa) << 24 | std::uint64_t(key.threads) << 32;
-    for (const std::int64_t v :
-         {key.shape.m, key.shape.n, key.shape.k, key.shape.batch, key.spec.group}) {
+    for (const std::int64_t v : {key.shape.m, key.shape.n, key.shape.k,
+                                 key.shape.batch * 2 + key.shape.ragged, key.spec.group}) {
       hash = (hash ^ std::uint64_t(v)) * 0x9e3779b97f4a7c15ULL;
       hash ^= hash >> 29;
     }
@@ -68,10 +68,7 @@ void SplitProduct(Plan& plan, double cycles, std::int64_t threads) {
   const GemmShape& shape = plan.key.shape;
   const std::int64_t worth = std::max<std::int64_t>(1, std::int64_t(cycles / kCyclesPerItem));
 
-  // A block of prepared rows shares the L2 with a panel of weights.
-  const std::int64_t rows_in_cache = std::max<std::int64_t>(
-      kMaxTileRows, std::int64_t(Cpu().l2_bytes / 4) / std::max<std::int64_t>(1, plan.a_stride));
-  std::int64_t row_blocks = CeilDiv(shape.m, rows_in_cache);
+  std::int64_t row_blocks = CeilDiv(shape.m, plan.rows_in_cache);
   std::int64_t panel_groups = 1;
   if (threads > 1) {
     if (shape.m >= 2 * kMaxTileRows * threads) {
@@ -147,6 +144,24 @@ std::vector<TileStep> MakeSteps(const Plan& plan, int rows, int width) {
   return steps;
 }
 
+void AddSteps(Plan& plan, int rows) {
+  for (const std::int64_t panel : {std::int64_t(0), plan.layout.Panels() - 1}) {
+    const int width = int(plan.layout.PanelWidth(panel));
+    auto& steps = plan.steps[rows - 1][width == kPanelColumns ? 0 : 1];
+    if (steps.empty()) steps = MakeSteps(plan, rows, width);
+  }
+}
+
+// By the work of all rows and the weights of as many groups as these can belong to.
+int RaggedThreads(const Plan& plan) {
+  const GemmShape& shape = plan.key.shape;
+  const double bytes = double(plan.layout.Bytes());
+  const double cycles =
+      std::max(double(shape.m) * bytes / plan.family->macs_per_cycle,
+               double(std::min(shape.m, shape.batch)) * bytes / kStreamBytesPerCycle);
+  return int(std::clamp<double>(cycles / kCyclesPerItem, 1, plan.key.threads));
+}
+
 std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
   auto plan = std::make_shared<Plan>();
   plan->key = key;
@@ -173,17 +188,20 @@ std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
                        ? key.shape.k
                        : CopiedStride(plan->layout.PaddedK() * SizeOf(plan->family->a_format));
   if (key.shape.m == 0 || key.shape.n == 0 || key.shape.batch == 0) return plan;
-
+  plan->rows_in_cache = std::max<std::int64_t>(
+      kMaxTileRows, std::int64_t(Cpu().l2_bytes / 4) / std::max<std::int64_t>(1, plan->a_stride));
+  if (key.shape.ragged) {
+    for (int rows = 1; rows <= std::min<std::int64_t>(kMaxTileRows, key.shape.m); ++rows) {
+      AddSteps(*plan, rows);
+    }
+    plan->threads = RaggedThreads(*plan);
+    return plan;
+  }
   SplitWork(*plan);
   for (const WorkItem& item : plan->items) {
     const EvenSplit tiles = plan->Tiles(item.rows);
     for (const std::int64_t tile : {std::int64_t(0), tiles.parts - 1}) {
-      const int rows = int(tiles.Size(tile));
-      for (const std::int64_t panel : {std::int64_t(0), plan->layout.Panels() - 1}) {
-        const int width = int(plan->layout.PanelWidth(panel));
-        auto& steps = plan->steps[rows - 1][width == kPanelColumns ? 0 : 1];
-        if (steps.empty()) steps = MakeSteps(*plan, rows, width);
-      }
+      AddSteps(*plan, int(tiles.Size(tile)));
     }
   }
   return plan;
@@ -225,6 +243,30 @@ PlanCache& Plans() {
 }
 
 }  // namespace
+
+std::int64_t AddGroups(const Plan& plan, const std::int32_t* sizes, std::vector<WorkItem>& items) {
+  const std::int64_t panels = plan.layout.Panels();
+  std::int64_t row = 0;
+  for (std::int64_t group = 0; group < plan.key.shape.batch; ++group) {
+    const std::int64_t size = std::clamp<std::int64_t>(sizes[group], 0, plan.key.shape.m - row);
+    if (size == 0) continue;
+    // As in SplitProduct: rows for every thread, or panels.
+    const bool by_rows = plan.threads > 1 && size >= 2 * kMaxTileRows * plan.threads;
+    const std::int64_t blocks = CeilDiv(size, plan.rows_in_cache);
+    const EvenSplit rows{size, by_rows ? RoundUp(blocks, plan.threads) : blocks};
+    const EvenSplit columns{
+        panels,
+        by_rows ? 1 : std::min<std::int64_t>(panels, plan.threads > 1 ? 2 * plan.threads : 1)};
+    for (std::int64_t block = 0; block < rows.parts; ++block) {
+      for (std::int64_t part = 0; part < columns.parts; ++part) {
+        items.push_back({group, row + rows.Begin(block), rows.Size(block), columns.Begin(part),
+                         columns.Size(part)});
+      }
+    }
+    row += size;
+  }
+  return row;
+}
 
 std::shared_ptr<const Plan> GetPlan(const PlanKey& key) { return Plans().Get(key); }
 

@@ -48,10 +48,10 @@ struct Plan {
   PlanKey key;
   const KernelFamily* family = nullptr;
   PackedLayout layout{};
-  std::vector<WorkItem> items;
-  int threads = 1;           // worth using
-  RowKernels row_kernels{};  // where x is float
-  Epilogue epilogue;         // of the kernels: with the zero point that the format of x brings
+  std::vector<WorkItem> items;  // of a ragged product: see AddGroups
+  int threads = 1;              // worth using
+  RowKernels row_kernels{};     // where x is float
+  Epilogue epilogue;            // of the kernels: with the zero point that the format of x brings
   std::int64_t k_blocks = 1;
   std::int64_t k_block = 0;  // elements of K in all but the last block
 
@@ -66,7 +66,12 @@ struct Plan {
   }
 
   std::vector<TileStep> steps[kMaxTileRows][2];
+  std::int64_t rows_in_cache = 0;  // of a block that shares the L2 with a panel of weights
 };
+
+// The items of a ragged product, whose groups have so many rows, and how many rows they have in
+// all. A negative size counts as 0, and rows beyond those of x do not count.
+std::int64_t AddGroups(const Plan& plan, const std::int32_t* sizes, std::vector<WorkItem>& items);
 
 // Made at first use, then cached for the life of the process.
 std::shared_ptr<const Plan> GetPlan(const PlanKey& key);

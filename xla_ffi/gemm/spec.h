@@ -111,12 +111,15 @@ struct GemmSpec {
   }
 };
 
-// `batch` products of one shape, each of operands of its own or shared.
+// `batch` products of one shape, each of operands of its own or shared. Ragged: they share the rows
+// of x and out, each takes as many as its group has (GemmOperands::group_sizes), one after the
+// other; rows of no group are 0.
 struct GemmShape {
   std::int64_t m = 0, n = 0, k = 0, batch = 1;
+  bool ragged = false;
 
   friend bool operator==(const GemmShape& a, const GemmShape& b) {
-    return a.m == b.m && a.n == b.n && a.k == b.k && a.batch == b.batch;
+    return a.m == b.m && a.n == b.n && a.k == b.k && a.batch == b.batch && a.ragged == b.ragged;
   }
 };
 
@@ -140,6 +143,7 @@ struct GemmOperands {
   const float* out_scale = nullptr;           // [1] or [n]
   const std::int32_t* out_zero = nullptr;     // [1]
   void* out = nullptr;                        // [m, n]
+  const std::int32_t* group_sizes = nullptr;  // [batch], of a ragged product
   BatchStrides strides;
 
   // Those of product `index` of a batch.

@@ -6,6 +6,8 @@
 //   bias f32 [N]; residual f32, bf16 or f16 [M,N]; out_scale f32 [] or [N]; out_zero_point s32 [].
 // result: out [M,N] f32, bf16, f16, u8, s8, or s32 (the sums themselves).
 // Batched, several products: out has a leading dimension for them, and so may each operand.
+// Ragged: groups of rows of x with a weight each, all operands of w with a leading dimension, bias
+//   too or one for all; the last operand is group_sizes s32 [groups].
 #include "gemm/gemm.h"
 
 #include <optional>
@@ -42,7 +44,7 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::Buffer<ffi::
                 ffi::Buffer<ffi::F32> w_scale, ffi::Buffer<ffi::S32> column_sums,
                 ffi::RemainingArgs rest, ffi::Result<ffi::AnyBuffer> out, bool dynamic,
                 std::string_view x_scale, std::string_view x_zero_point, bool has_w_zero_point,
-                bool has_bias, bool has_residual, std::int64_t group, bool batched,
+                bool has_bias, bool has_residual, std::int64_t group, bool batched, bool ragged,
                 std::string_view activation, bool out_scale_per_column) {
   Checker check(kTarget);
   PlanKey key;
@@ -58,6 +60,9 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::Buffer<ffi::
   const std::size_t rank = x.dimensions().size();
   const std::size_t out_rank = out->dimensions().size();
   check.Require(out_rank == (batched ? 3 : 2), "out has rank ", out_rank);
+  check.Require(!batched || !ragged, "batched and ragged do not go together");
+  check.Require(!ragged || data.dimensions().size() == 2, "data has rank ",
+                data.dimensions().size(), ", expected 2 of a ragged product");
   const std::int64_t batch = batched && check.ok() ? out->dimensions()[0] : 0;
   if (batched && check.ok() && batch == 0) return ffi::Error::Success();
   check.Require(rank == 2 || (batch > 0 && rank == 3), "x has rank ", rank, ", expected 2");
@@ -78,7 +83,9 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::Buffer<ffi::
   const std::int64_t m = x.dimensions()[rank - 2], k = x.dimensions()[rank - 1];
   const std::int64_t n = w_scale.dimensions().back();
   const std::int64_t blocks = KBlocks(k, has_w_zero_point, group);
-  key.shape = {m, n, k, batch > 0 ? batch : 1};
+  // Of the weights: the groups of a ragged product are a batch that shares x and out.
+  const std::int64_t stack = ragged ? data.dimensions()[0] : batch;
+  key.shape = {m, n, k, batched || ragged ? stack : 1, ragged};
   key.spec.x = *x_type;
   key.spec.group = group;
   epilogue.out = *out_type;
@@ -96,12 +103,12 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::Buffer<ffi::
   } else {
     check.Shape("out", *out, {m, n});
   }
-  strides.out = m * n * SizeOf(*out_type);
+  strides.out = ragged ? 0 : m * n * SizeOf(*out_type);
   strides.x = check.BatchedShape("x", x, batch, {m, k}) * SizeOf(*x_type);
-  strides.w = check.BatchedShape("data", data, batch, {PackedLayout{k, n}.Bytes()});
-  strides.w_scale = 4 * (group > 0 ? check.BatchedShape("w_scale", w_scale, batch, {blocks, n})
-                                   : check.BatchedShape("w_scale", w_scale, batch, {n}));
-  strides.column_sums = 4 * check.BatchedShape("column_sums", column_sums, batch, {blocks, n});
+  strides.w = check.BatchedShape("data", data, stack, {PackedLayout{k, n}.Bytes()});
+  strides.w_scale = 4 * (group > 0 ? check.BatchedShape("w_scale", w_scale, stack, {blocks, n})
+                                   : check.BatchedShape("w_scale", w_scale, stack, {n}));
+  strides.column_sums = 4 * check.BatchedShape("column_sums", column_sums, stack, {blocks, n});
   o.x = x.untyped_data();
   o.w = data.typed_data();
   o.w_scale = w_scale.typed_data();
@@ -119,11 +126,11 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::Buffer<ffi::
   next_of_x("x_scale", *scale_form, F32{}, o.x_scale, strides.x_scale);
   next_of_x("x_zero_point", *zero_form, S32{}, o.x_zero, strides.x_zero);
   if (has_w_zero_point && group > 0) {
-    optional.NextBatched<ffi::S32>("w_zero_point", batch, {blocks, n}, o.w_zero, strides.w_zero);
+    optional.NextBatched<ffi::S32>("w_zero_point", stack, {blocks, n}, o.w_zero, strides.w_zero);
   } else if (has_w_zero_point) {
-    optional.NextBatched<ffi::S32>("w_zero_point", batch, {n}, o.w_zero, strides.w_zero);
+    optional.NextBatched<ffi::S32>("w_zero_point", stack, {n}, o.w_zero, strides.w_zero);
   }
-  if (has_bias) optional.NextBatched<ffi::F32>("bias", batch, {n}, o.bias, strides.bias);
+  if (has_bias) optional.NextBatched<ffi::F32>("bias", stack, {n}, o.bias, strides.bias);
   if (has_residual) {
     if (const auto residual = optional.NextAny("residual")) {
       epilogue.residual = ResidualTypeOf(residual->element_type());
@@ -141,6 +148,7 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::Buffer<ffi::
     }
     optional.NextBatched<ffi::S32>("out_zero_point", batch, {}, o.out_zero, strides.out_zero);
   }
+  if (ragged) o.group_sizes = optional.NextOfShape<ffi::S32>("group_sizes", {stack});
   optional.RequireNoMore();
   if (!check.ok()) return check.error();
 
@@ -172,6 +180,7 @@ XLA_FFI_Error* GemmV1(XLA_FFI_CallFrame* call_frame) {
                                     .Attr<bool>("has_residual")
                                     .Attr<std::int64_t>("group")
                                     .Attr<bool>("batched")
+                                    .Attr<bool>("ragged")
                                     .Attr<std::string_view>("activation")
                                     .Attr<bool>("out_scale_per_column")
                                     .To(Gemm)
