@@ -1,1 +1,1 @@
-"""`python -m jax_qgemm.bench`: what this library gains on this machine, against XLA alone."""
+"""`python -m jax_qgemm.bench`: what this library gains here, against XLA and its peers."""

@@ -3,10 +3,13 @@
     python -m jax_qgemm.bench
     python -m jax_qgemm.bench --shapes quick --seconds 0.3
     python -m jax_qgemm.bench --shapes 32x3072x768,32x768x3072 --json gain.json --plot gain.png
+    python -m jax_qgemm.bench --shapes bert --against xla,ort
     python -m jax_qgemm.bench --isa avx2
 
-Times layers of one jitted program, all threads, for this library and for XLA's own float32,
-bfloat16 and int8. Every result is compared with the float32 product before it is timed.
+Times the same layers, all threads, by this library, by XLA's own float32, bfloat16 and int8, and
+by ONNX Runtime and PyTorch (FBGEMM, oneDNN) where they are installed: pip install
+jax-qgemm[bench-peers]. Each library has a process of its own and they take turns. Every result is
+compared with the float32 product before it is timed.
 """
 
 import argparse
@@ -14,72 +17,52 @@ import importlib.util
 import json
 import os
 import pathlib
-import statistics
 import sys
 from collections.abc import Sequence
 
-import jax
-
 from jax_qgemm.bench import plot, report
-from jax_qgemm.bench.cases import SETS, Shape, make_layers, parse_shapes
-from jax_qgemm.bench.contestants import CONTESTANTS, WrongResultError, check
-from jax_qgemm.bench.measure import Program, alternate, measure_peak
-from jax_qgemm.bench.results import Report, Result, environment
+from jax_qgemm.bench.contestants import WrongResultError
+from jax_qgemm.bench.libraries import PEERS, choose
+from jax_qgemm.bench.measure import measure
+from jax_qgemm.bench.results import Report
+from jax_qgemm.bench.shapes import SETS, Shape, list_sets, parse_shapes
 from jax_qgemm.config import config
-
-
-def measure_shape(
-    shape: Shape, layers: int, seconds: float, rounds: int | None = None
-) -> list[Result]:
-    """Check and time every contestant on up to `layers` layers of one shape.
-
-    Raises WrongResultError if one of them does not compute the product.
-    """
-    drawn = make_layers(shape, shape.layers(layers))
-    programs, errors = {}, {}
-    for contestant in CONTESTANTS:
-        program = Program(contestant.call, [contestant.prepare(layer) for layer in drawn])
-        errors[contestant.name] = check(contestant, drawn, program.results)
-        programs[contestant.name] = program
-    peaks: list[float | None] = []
-    timings = alternate(programs, seconds, rounds, lambda: peaks.append(measure_peak()))
-    peak = statistics.median(known) if (known := list(filter(None, peaks))) else None
-    return [
-        Result(shape, len(drawn), c, timings[c.name], errors[c.name], peak) for c in CONTESTANTS
-    ]
-
-
-def measure(
-    shapes: Sequence[Shape], layers: int, seconds: float, rounds: int | None = None
-) -> Report:
-    """All shapes. Progress goes to stderr."""
-    found, results = environment(), []
-    for i, shape in enumerate(shapes, 1):
-        print(f"[{i}/{len(shapes)}] {shape}", file=sys.stderr, flush=True)
-        results += measure_shape(shape, layers, seconds, rounds)
-    return Report(tuple(results), found)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; `argv` without the program's name."""
     options = _parser().parse_args(argv)
+    if options.list_sets:
+        print(list_sets())
+        return
+    libraries, notes = choose(options.against or PEERS)
+    if options.against and notes:
+        sys.exit(f"--against: not installed: {'; '.join(notes)}")
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         sys.exit("--plot needs matplotlib: pip install jax-qgemm[bench]")
     for option, path in (("--json", options.json), ("--plot", options.plot)):
         if path and (fault := _unwritable(pathlib.Path(path))):
             sys.exit(f"{option}: expected a file that can be written, got {path}: {fault}")
-    jax.config.update("jax_platforms", "cpu")  # also where there is a GPU: CPUs are the subject
+    length = options.layers, options.seconds, options.repeats
     with config.limit_isa(options.isa):
         try:
-            found = measure(options.shapes, options.layers, options.seconds, options.repeats)
+            found = measure(options.shapes, libraries, *length, notes)
         except WrongResultError as error:
             sys.exit(f"not timed: {error}")
+    if not found.results:
+        sys.exit(_failures(found))
     print(report.text(found))
     if options.json:
         text = json.dumps(found.to_json(), indent=2, ensure_ascii=False)
         pathlib.Path(options.json).write_text(text + "\n", encoding="utf-8")
     if options.plot:
         plot.save(found, options.plot)
+    if not found.complete:
+        sys.exit(_failures(found))
+
+
+def _failures(found: Report) -> str:
+    return "\n".join(f"not timed: {note}" for note in found.notes)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,6 +76,13 @@ def _parser() -> argparse.ArgumentParser:
         type=_shapes,
         default="default",
         help=f"MxNxK,MxNxK,… or one of {', '.join(SETS)} (default: %(default)s)",
+    )
+    parser.add_argument("--list-sets", action="store_true", help="print those sets and end")
+    parser.add_argument(
+        "--against",
+        metavar="PEER,…",
+        type=_peers,
+        help=f"of {', '.join(PEERS)} (default: all that are installed)",
     )
     parser.add_argument(
         "--isa",
@@ -137,6 +127,16 @@ def _shapes(text: str) -> tuple[Shape, ...]:
         return parse_shapes(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _peers(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in PEERS:
+            raise argparse.ArgumentTypeError(
+                f"{name!r} is no peer: expected some of {','.join(PEERS)}"
+            )
+    return names
 
 
 def _positive(kind):

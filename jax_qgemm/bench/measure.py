@@ -1,129 +1,128 @@
-"""Timing programs in alternation, and the peak of the machine they run on."""
+"""The run: a worker for each library, all contestants in turns at each shape."""
 
 from __future__ import annotations
 
-import dataclasses
-import os
+import functools
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from jax_qgemm import native
-
-_TURN = 5e-3  # seconds that a program runs before the next one has its turn
-_MIN_ROUNDS = 5
-
-
-class Program:
-    """Several layers in one jitted function, called again and again on the same operands.
-
-    A call writes its results over those of the call before (donated), so that the time holds
-    no page faults of fresh memory.
-    """
-
-    def __init__(self, call: Callable[..., jax.Array], layers: Sequence[tuple[Any, ...]]):
-        """Compile `[call(*operands) for operands in layers]` and run it once.
-
-        Args:
-          call: one layer in JAX.
-          layers: operands of each layer, different in every one.
-        """
-
-        def run(results, layers):
-            del results
-            return [call(*operands) for operands in layers]
-
-        self._run = jax.jit(run, donate_argnums=0, keep_unused=True)
-        self._layers = list(layers)
-        shapes = jax.eval_shape(lambda layers: run(None, layers), self._layers)
-        self.results: list[jax.Array] = [jnp.zeros(s.shape, s.dtype) for s in shapes]
-        self()
-
-    def __call__(self) -> float:
-        """One call, waited for; returns the seconds it took."""
-        start = time.perf_counter()
-        self.results = self._run(self.results, self._layers)
-        jax.block_until_ready(self.results)
-        return time.perf_counter() - start
-
-    @property
-    def depth(self) -> int:
-        """The number of layers."""
-        return len(self._layers)
+from jax_qgemm.bench import machine
+from jax_qgemm.bench.contestants import CONTESTANTS, WrongResultError
+from jax_qgemm.bench.libraries import Library
+from jax_qgemm.bench.process import Process, WorkerError
+from jax_qgemm.bench.results import Report, Result, environment
+from jax_qgemm.bench.shapes import Shape
+from jax_qgemm.bench.timing import Timing, alternate
+from jax_qgemm.config import config
 
 
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """Seconds per layer: median, minimum, and the 10th to 90th percentile over the median."""
-
-    median: float
-    best: float
-    spread: float
-    calls: int
-
-    @classmethod
-    def of(cls, samples: Sequence[float], layers: int) -> Timing:
-        """From the seconds of each call of a program of `layers` layers."""
-        ordered = sorted(samples)
-        median = statistics.median(ordered)
-        low, high = (ordered[round(q * (len(ordered) - 1))] for q in (0.1, 0.9))
-        return cls(median / layers, ordered[0] / layers, (high - low) / median, len(ordered))
-
-
-def alternate(
-    programs: Mapping[str, Program],
+def measure(
+    shapes: Sequence[Shape],
+    libraries: Sequence[Library],
+    layers: int,
     seconds: float,
     rounds: int | None = None,
-    between: Callable[[], object] = lambda: None,
-) -> dict[str, Timing]:
-    """Time the programs in turns, A B C C B A A B C …, so that a busy machine slows all alike.
+    notes: Iterable[str] = (),
+) -> Report:
+    """Check and time all contestants of the libraries on up to `layers` layers of each shape.
 
-    Every second round goes backwards: who ran before leaves traces in caches and memory.
-
-    In its turn a program runs for some milliseconds, at least twice. The first call does not
-    count: it brings back the program's own data into the caches and wakes the threads.
+    Progress goes to stderr. A library whose process fails is left out from there on, with a note.
 
     Args:
-      seconds: how long to go on, for each program on average.
-      rounds: how many turns each gets instead.
-      between: called after every turn.
+      notes: what the report is to say besides on contestants not timed.
+
+    Raises:
+      WrongResultError: this library does not compute the product.
     """
-    samples: dict[str, list[float]] = {name: [] for name in programs}
-    end = time.perf_counter() + seconds * len(programs)
-    done = 0
-    while done < rounds if rounds else done < _MIN_ROUNDS or time.perf_counter() < end:
-        order = list(programs.items())[:: -1 if done % 2 else 1]
-        for name, program in order:
-            samples[name] += _turn(program)
-            between()
-        done += 1
-    return {name: Timing.of(samples[name], programs[name].depth) for name in programs}
+    with Team(libraries, notes) as team:
+        found = environment(team.versions)
+        bandwidth = machine.Bandwidth()
+        results: list[Result] = []
+        rates: list[float] = []
+        for i, shape in enumerate(shapes, 1):
+            print(f"[{i}/{len(shapes)}] {shape}", file=sys.stderr, flush=True)
+            results += team.measure(shape, layers, seconds, rounds)
+            rates.append(bandwidth.measure())
+    return Report(tuple(results), found, max(rates), tuple(team.notes))
 
 
-def _turn(program: Program) -> list[float]:
-    program()
-    calls = [program()]
-    while sum(calls) < _TURN:
-        calls.append(program())
-    return calls
+class Team:
+    """The workers of all libraries, in a `with`, whose end ends them.
 
+    Attributes:
+      notes: on what is not timed, and why.
+      versions: of the libraries, where they say one.
+    """
 
-def threads() -> int:
-    """Threads that XLA's pool has: NPROC if set, else the CPUs this process may run on."""
-    if os.environ.get("NPROC", "").isdecimal():
-        return int(os.environ["NPROC"])
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    def __init__(self, libraries: Sequence[Library], notes: Iterable[str] = ()):
+        self.notes = list(notes)
+        self.versions: list[str] = []
+        self._libraries = {library.name: library for library in libraries}
+        self._workers: dict[str, Process] = {}
 
+    def __enter__(self) -> Team:
+        try:
+            for library in self._libraries.values():  # all import at the same time
+                self._workers[library.name] = Process(library.module, config.max_isa)
+            for name in self._libraries:
+                version = self._ask(name, Process.wait_until_ready)
+                if version and version not in self.versions:
+                    self.versions.append(version)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
 
-def measure_peak(seconds: float = 0.01) -> float | None:
-    """Int8 GOPS of all threads in a loop on registers; None where the kernels have no such loop."""
-    if native.extension is None:
-        return None
-    isa = native.cpu_info()["isa_selected"]
-    return native.extension.measure_peak(isa, threads(), seconds) or None
+    def __exit__(self, *_) -> None:
+        for worker in self._workers.values():
+            worker.close()
+
+    def measure(
+        self, shape: Shape, layers: int, seconds: float, rounds: int | None
+    ) -> list[Result]:
+        """One shape; see the function `measure`."""
+        count = shape.layers(layers)
+        errors = self._prepare(shape, count)
+        racing = {c.name: c for c in CONTESTANTS if c.name in errors}
+        turns = {
+            c.name: functools.partial(self._turn, c.library, c.name, shape) for c in racing.values()
+        }
+        peaks: list[float | None] = []
+        samples = alternate(turns, seconds, rounds, lambda: peaks.append(machine.measure_peak()))
+        peak = statistics.median(known) if (known := list(filter(None, peaks))) else None
+        return [
+            Result(shape, count, c, Timing.of(samples[name], count), errors[name], peak)
+            for name, c in racing.items()
+            if c.library in self._workers
+        ]
+
+    def _prepare(self, shape: Shape, count: int) -> dict[str, float]:
+        """The errors of those contestants that compute the product."""
+        errors = {}
+        for library in list(self._workers):
+            found = self._ask(library, Process.prepare, shape, count, at=shape) or {}
+            for name, answer in found.items():
+                if "error" in answer:
+                    errors[name] = answer["error"]
+                elif "wrong" in answer and library == "own":
+                    raise WrongResultError(answer["wrong"])
+                else:
+                    self.notes.append(f"{answer.get('wrong') or answer['fault']}, at {shape}")
+        return errors
+
+    def _turn(self, library: str, contestant: str, shape: Shape) -> list[float]:
+        return self._ask(library, Process.turn, contestant, at=shape) or []
+
+    def _ask(self, library: str, request: Callable, *arguments, at: Shape | None = None) -> Any:
+        """What the worker answers; None once it has failed."""
+        if library not in self._workers:
+            return None
+        try:
+            return request(self._workers[library], *arguments)
+        except WorkerError as error:
+            self._workers.pop(library).close()
+            place = f" from {at} on" if at else ""
+            self.notes.append(f"{self._libraries[library].title}{place}: {error}")
+            return None

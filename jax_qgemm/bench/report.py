@@ -5,14 +5,18 @@ from __future__ import annotations
 from jax_qgemm.bench.contestants import CONTESTANTS
 from jax_qgemm.bench.results import Report, Result, geometric_mean
 
-_BASELINES = {c.name: c.title for c in CONTESTANTS if not c.own}
 _HEAD = ("M×N×K", "", "µs", "best", "spread", "GOPS", "peak", "GB/s")
 _NOTES = """\
-µs: median per layer of one jitted program; best: the fastest call; spread: 10th to 90th percentile
-over the median; peak: part of the int8 peak, the median of a loop on registers that takes turns
-with the programs; GB/s: weights read, for few rows; then how many times faster than XLA. dot
-quantizes f32 activations on the fly. quantized_linear and XLA's int8 have quantized activations,
-bias, relu and a requantized result; XLA's f32 and bf16 the bare product."""
+µs: median per layer of one program; best: the fastest call; spread: 10th to 90th percentile over
+the median; peak: part of the int8 peak, the median of a loop on registers that takes turns with
+the programs; GB/s: weights read, for few rows; then how many times faster than each other and than
+the best of them. dot quantizes f32 activations on the fly. quantized_linear and XLA's int8 have
+quantized activations, bias, relu and a requantized result; XLA's f32 and bf16 the bare product."""
+_PEER_NOTES = """\
+Peers do what the function of this library does that they are compared with. Each library runs in
+a process of its own, with as many threads and else with its defaults, and is stopped while others
+have their turn. FBGEMM and oneDNN are those of PyTorch, called from Python layer by layer, which is
+part of their time; all others run their layers as one program."""
 
 
 def head(report: Report) -> str:
@@ -23,6 +27,8 @@ def head(report: Report) -> str:
     else:
         least = min(report.peaks)
         lines.append(f"- int8 peak: {least:.0f} to {report.peak:.0f} GOPS, by the shape's turn")
+    lines.append(f"- memory: {_short(report.bandwidth)} GB/s read by all threads")
+    lines += [f"- not timed: {note}" for note in report.notes]
     if report.unsteady:
         lines.append(
             f"- **The machine is not quiet**: its peak drifted by {report.drift:.0%}. Ratios hold "
@@ -33,11 +39,11 @@ def head(report: Report) -> str:
 
 def table(report: Report) -> str:
     """Markdown, its columns aligned."""
-    gains = [f"vs {title.removeprefix('XLA ').split()[0]}" for title in _BASELINES.values()]
-    rows = [(*_HEAD, *gains)]
+    columns = _columns(report)
+    rows = [(*_HEAD, *(f"vs {column}" for column in columns), "vs best")]
     for shape in report.shapes:
         results = report.at(shape).values()
-        rows += [_row(report, result, first=i == 0) for i, result in enumerate(results)]
+        rows += [_row(report, result, columns, first=i == 0) for i, result in enumerate(results)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rule = ["-" * w if i < 2 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     lines = []
@@ -50,27 +56,50 @@ def table(report: Report) -> str:
 
 def conclusion(report: Report) -> str:
     """What each function gains over all shapes: geometric mean and range."""
-    lines = []
+    lines, best = [], []
     for contestant in (c for c in CONTESTANTS if c.own):
-        ratios = [report.speedups(report.at(shape)[contestant.name]) for shape in report.shapes]
+        own = [result for result in report.results if result.contestant == contestant]
+        ratios = list(filter(None, map(report.speedups, own)))
+        if not ratios:
+            continue
         parts = []
-        for name, title in _BASELINES.items():
-            values = [ratio[name] for ratio in ratios]
-            mean, low, high = map(_two_digits, (geometric_mean(values), min(values), max(values)))
-            reach = f" ({low} to {high})" if len(values) > 1 else ""
-            parts.append(f"{mean}×{reach} as fast as {title}")
+        for rival in CONTESTANTS:
+            values = [ratio[rival.name] for ratio in ratios if rival.name in ratio]
+            if values:
+                parts.append(f"{_gain(values)} as fast as {rival.title}")
         lines.append(f"- {contestant.title}: {', '.join(parts)}")
+        best.append(f"{contestant.title} {_gain([min(ratio.values()) for ratio in ratios])}")
+    if best:
+        lines.append(f"- vs the best peer of each shape: {', '.join(best)}")
     return "\n".join(lines)
 
 
 def text(report: Report) -> str:
     """The whole that the command prints."""
-    return "\n\n".join((head(report), table(report), _NOTES, conclusion(report)))
+    peers = any(not (r.contestant.own or r.contestant.library == "xla") for r in report.results)
+    notes = f"{_NOTES}\n\n{_PEER_NOTES}" if peers else _NOTES
+    return "\n\n".join((head(report), table(report), notes, conclusion(report)))
 
 
-def _row(report: Report, result: Result, first: bool) -> tuple[str, ...]:
+def _columns(report: Report) -> dict[str, list[str]]:
+    """Those of ratios: title → names of the contestants compared with, one for each row."""
+    columns: dict[str, list[str]] = {}
+    timed = {result.contestant.name for result in report.results}
+    for contestant in CONTESTANTS:
+        if contestant.name in timed and not contestant.own:
+            columns.setdefault(contestant.column, []).append(contestant.name)
+    return columns
+
+
+def _row(
+    report: Report, result: Result, columns: dict[str, list[str]], first: bool
+) -> tuple[str, ...]:
     peak, rate, timing = result.part_of_peak, result.weight_rate, result.timing
     speedups = report.speedups(result)
+    ratios = [
+        next((f"{speedups[name]:.2f}×" for name in names if name in speedups), "")
+        for names in columns.values()
+    ]
     return (
         str(result.shape) if first else "",
         result.contestant.title,
@@ -80,8 +109,14 @@ def _row(report: Report, result: Result, first: bool) -> tuple[str, ...]:
         _short(result.gops),
         "" if peak is None else f"{peak:.0%}",
         "" if rate is None else _short(rate),
-        *(f"{speedups[name]:.2f}×" if name in speedups else "" for name in _BASELINES),
+        *ratios,
+        f"{min(speedups.values()):.2f}×" if speedups else "",
     )
+
+
+def _gain(ratios: list[float]) -> str:
+    mean, low, high = map(_two_digits, (geometric_mean(ratios), min(ratios), max(ratios)))
+    return f"{mean}× ({low} to {high})" if len(ratios) > 1 else f"{mean}×"
 
 
 def _short(value: float) -> str:

@@ -6,15 +6,17 @@ import dataclasses
 import math
 import os
 import platform
+from collections.abc import Sequence
 
 import jax
 import jaxlib
 import numpy as np
 
 from jax_qgemm import native
-from jax_qgemm.bench.cases import Shape
-from jax_qgemm.bench.contestants import Contestant
-from jax_qgemm.bench.measure import Timing, threads
+from jax_qgemm.bench.contestants import CONTESTANTS, Contestant
+from jax_qgemm.bench.machine import threads
+from jax_qgemm.bench.shapes import Shape
+from jax_qgemm.bench.timing import Timing
 from jax_qgemm.config import config
 from jax_qgemm.version import __version__
 
@@ -49,7 +51,13 @@ class Result:
         """10⁹ bytes of weights a second; None where M is so large that it says nothing."""
         if self.shape.m > _FEW_ROWS:
             return None
-        return self.shape.n * self.shape.k * self.contestant.weight_bytes / self.timing.median / 1e9
+        _, element, _ = self.contestant.element_bytes
+        return self.shape.n * self.shape.k * element / self.timing.median / 1e9
+
+    @property
+    def intensity(self) -> float:
+        """Arithmetic intensity: operations for each byte of x, weight and result."""
+        return self.shape.operations / self.contestant.bytes_moved(self.shape)
 
     @property
     def part_of_peak(self) -> float | None:
@@ -59,10 +67,17 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """All results, and where they were measured."""
+    """All results, and where they were measured.
+
+    Attributes:
+      bandwidth: 10⁹ bytes a second that all threads read from memory, the best over the run.
+      notes: on contestants that were not timed.
+    """
 
     results: tuple[Result, ...]
     environment: dict[str, str]
+    bandwidth: float
+    notes: tuple[str, ...] = ()
 
     @property
     def peaks(self) -> tuple[float, ...]:
@@ -87,6 +102,13 @@ class Report:
         return self.drift > _DRIFT or above
 
     @property
+    def complete(self) -> bool:
+        """Whether this library was timed at every shape, by all that it offers."""
+        offered = sum(contestant.own for contestant in CONTESTANTS)
+        timed = sum(result.contestant.own for result in self.results)
+        return timed == offered * len(self.shapes)
+
+    @property
     def shapes(self) -> tuple[Shape, ...]:
         """Each shape once, in the order measured."""
         return tuple(dict.fromkeys(result.shape for result in self.results))
@@ -96,13 +118,11 @@ class Report:
         return {r.contestant.name: r for r in self.results if r.shape == shape}
 
     def speedups(self, result: Result) -> dict[str, float]:
-        """How many times faster than each contestant of XLA; empty for those themselves."""
-        if not result.contestant.own:
-            return {}
+        """How many times faster than each rival timed at its shape; empty for those themselves."""
         return {
             name: other.timing.median / result.timing.median
             for name, other in self.at(result.shape).items()
-            if not other.contestant.own
+            if result.contestant.rivals(other.contestant)
         }
 
     def to_json(self) -> dict:
@@ -110,7 +130,9 @@ class Report:
         return {
             "environment": self.environment,
             "peaks_gops": list(self.peaks),
+            "bandwidth_gb_per_s": self.bandwidth,
             "unsteady": self.unsteady,
+            "not_timed": list(self.notes),
             "results": [
                 {
                     "shape": dict(result.shape._asdict()),
@@ -121,6 +143,7 @@ class Report:
                     "spread": result.timing.spread,
                     "calls": result.timing.calls,
                     "gops": result.gops,
+                    "ops_per_byte": result.intensity,
                     "part_of_peak": result.part_of_peak,
                     "weight_gb_per_s": result.weight_rate,
                     "speedup_over": self.speedups(result),
@@ -136,18 +159,24 @@ def geometric_mean(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def environment() -> dict[str, str]:
-    """The machine and the versions, for the head of the report."""
+def environment(peers: Sequence[str] = ()) -> dict[str, str]:
+    """The machine and the versions, also those of the peers, for the head of the report."""
     cpu = native.cpu_info()
     caches = ", ".join(f"{c.upper()} {cpu[c] // 1024} KiB" for c in ("l1d", "l2", "l3") if cpu[c])
     isa = f"{cpu['isa_selected']} (available: {', '.join(cpu['isa_available']) or 'none'}"
+    versions = (
+        f"jax-qgemm {__version__}",
+        f"jax {jax.__version__}",
+        f"jaxlib {jaxlib.__version__}",
+        f"numpy {np.__version__}",
+        f"Python {platform.python_version()}",
+    )
     found = {
         "CPU": ", ".join(filter(None, (cpu["brand"] or platform.machine(), caches))),
         "ISA": f"{isa}; ceiling: {config.max_isa})",
         "threads": str(threads()),
         "load": f"{os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else "",
-        "versions": f"jax-qgemm {__version__}, jax {jax.__version__}, "
-        f"jaxlib {jaxlib.__version__}, numpy {np.__version__}, Python {platform.python_version()}",
+        "versions": ", ".join((*versions, *peers)),
         "system": f"{platform.system()} {platform.release()}, {platform.libc_ver()[0]} "
         f"{platform.libc_ver()[1]}",
     }

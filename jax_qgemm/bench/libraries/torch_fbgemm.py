@@ -1,0 +1,31 @@
+"""FBGEMM, as PyTorch has it."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from jax_qgemm.bench.layers import Layer
+from jax_qgemm.bench.libraries import torch_loop
+
+VERSION = torch_loop.VERSION
+_ENGINE = "fbgemm"
+
+
+def _static(layers: list[Layer]) -> torch_loop.Loop:
+    torch.backends.quantized.engine = _ENGINE
+    operands = []
+    for layer in layers:
+        x = torch._make_per_tensor_quantized_tensor(
+            torch.from_numpy(layer.x_uint8), float(layer.x_scale), 128
+        )
+        weight = torch_loop.quantized_weight(layer, with_bias=True)
+        operands.append((x, weight, float(layer.out_scale), 0))
+    return torch_loop.Loop(torch.ops.quantized.linear_relu, operands)
+
+
+PROGRAMS = {
+    "fbgemm_dynamic": functools.partial(torch_loop.dynamic, _ENGINE),
+    "fbgemm_static": _static,
+}

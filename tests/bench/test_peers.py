@@ -1,0 +1,28 @@
+"""The peers compute what they are said to, where they are installed."""
+
+import contextlib
+
+import pytest
+
+from jax_qgemm.bench.contestants import CONTESTANTS
+from jax_qgemm.bench.libraries import LIBRARIES
+from jax_qgemm.bench.process import Process
+from jax_qgemm.bench.shapes import Shape
+from jax_qgemm.config import config
+
+
+@pytest.mark.parametrize(
+    "library", [lib for lib in LIBRARIES if lib.needs], ids=lambda library: library.name
+)
+def test_peer(library):
+    if library.missing:
+        pytest.skip(f"{', '.join(library.missing)} missing")
+    contestants = {c.name: c for c in CONTESTANTS if c.library == library.name}
+    with contextlib.closing(Process(library.module, config.max_isa)) as worker:
+        assert library.needs[0] in worker.wait_until_ready()
+        for shape in (Shape(5, 200, 300), Shape(17, 1, 64)):
+            found = worker.prepare(shape, 2)
+            assert set(found) == set(contestants)
+            for name, answer in found.items():
+                assert answer.get("error", answer) < contestants[name].tolerance / 2
+                assert min(worker.turn(name)) > 0

@@ -1,0 +1,34 @@
+import time
+
+from jax_qgemm.bench import machine
+from jax_qgemm.bench.timing import Timing, alternate, time_calls
+
+
+def test_timing():
+    timing = Timing.of([float(s) for s in range(11, 0, -1)], layers=2)
+    assert timing == Timing(median=3.0, best=0.5, spread=8 / 6, calls=11)
+
+
+def test_turns_go_forwards_and_backwards():
+    order = []
+    turns = {name: lambda name=name: order.append(name) or [1.0] for name in "abc"}
+    samples = alternate(turns, 1.0, rounds=3, between=lambda: order.append("-"))
+    assert "".join(order) == "a-b-c-c-b-a-a-b-c-"
+    assert samples == {name: [1.0] * 3 for name in "abc"}
+
+
+def test_turns_go_on_for_the_seconds_given():
+    start = time.perf_counter()
+    samples = alternate({"a": lambda: time.sleep(1e-3) or [1.0]}, 0.05)
+    assert len(samples["a"]) >= 5 and time.perf_counter() - start >= 0.05
+    assert len(alternate({"a": lambda: [1.0]}, 1e-9)["a"]) == 5
+
+
+def test_the_first_call_of_a_turn_does_not_count():
+    calls = []
+    seconds = time_calls(lambda: calls.append(time.sleep(2e-3)))
+    assert len(calls) == len(seconds) + 1 and sum(seconds) >= 5e-3
+
+
+def test_bandwidth_is_that_of_some_memory():
+    assert 0.1 < machine.Bandwidth(1 << 24).measure() < 1e5
