@@ -21,6 +21,7 @@ MARKS = {  # ours stand out; circles for float32 in and out, squares for quantiz
     "onednn_dynamic": ("o", "#8e5ea2"),
     "onednn_static": ("s", "#8e5ea2"),
 }
+_NAMED = 10  # shapes: names of more would cover each other
 _ENDS = 0.6, 2.5  # the roof reaches that much beyond the outermost points
 
 
@@ -48,7 +49,8 @@ def save(report: Report, path: str | os.PathLike) -> None:
         )
         axes.plot(*points, marker, color=colour, label=contestant.title, markersize=6, **filled)
     _draw_roof(axes, report)
-    _name_shapes(axes, report)
+    if len(report.shapes) <= _NAMED:
+        _name_shapes(axes, report)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("operations per byte of x, weight and result")

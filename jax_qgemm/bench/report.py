@@ -126,4 +126,4 @@ def _short(value: float) -> str:
 
 def _two_digits(value: float) -> str:
     """At least two digits, no exponent."""
-    return f"{value:.{1 if value < 9.95 else 0}f}"
+    return f"{value:.{2 if value < 0.95 else 1 if value < 9.95 else 0}f}"

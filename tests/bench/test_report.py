@@ -28,8 +28,8 @@ def test_peers_are_compared_with_their_own_kind(make_report):
     assert found.speedups(static) == {"xla_f32": 2.0, "ort_static": 0.5, "onednn_static": 2.5}
     lines = report.conclusion(found).splitlines()
     assert lines[0].endswith("4.0× as fast as XLA f32, 3.0× as fast as ONNX Runtime f32→f32")
-    assert lines[1].endswith("0.5× as fast as ONNX Runtime u8→u8, 2.5× as fast as oneDNN u8→u8")
-    best = "- vs the best peer of each shape: dot f32→f32 3.0×, quantized_linear u8→u8 0.5×"
+    assert lines[1].endswith("0.50× as fast as ONNX Runtime u8→u8, 2.5× as fast as oneDNN u8→u8")
+    best = "- vs the best peer of each shape: dot f32→f32 3.0×, quantized_linear u8→u8 0.50×"
     assert lines[2:] == [best]
 
 
