@@ -35,7 +35,7 @@ class Config:
     def isa_names(self) -> tuple[str, ...]:
         """The instruction sets that have kernels, from the least to the most capable."""
         if native.extension is None:
-            return ("portable", "avx2", "avx512bw", "avx_vnni", "avx512_vnni")
+            return ("portable", "avx2", "avx512bw", "avx_vnni", "avx512_vnni", "amx_int8")
         return tuple(native.extension.isa_names())
 
     @property

@@ -45,6 +45,7 @@ else:
 from jax_qgemm import info
 assert "xla" in info.report()
 """
+    code += f"assert jq.config.isa_names == {jq.config.isa_names!r}"
     done = python(WITHOUT + code)
     assert done.returncode == 0, done.stderr
 

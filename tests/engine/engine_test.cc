@@ -1,12 +1,16 @@
 // Tests of the engine without Python or XLA: every kernel family this CPU runs, bit for bit against
 // a reference in int64, over all forms of zero points, scales and outputs and sizes around every
-// tile edge. It runs under sanitizers and CPU emulators too. Arguments: [ISA ...]; default: all
-// available.
+// tile edge. It runs under sanitizers and CPU emulators too; AMX is emulated here where the CPU has
+// all else that its kernels need. Arguments: [ISA ...]; default: all that run.
+//   engine_test code ISA ROWS COLUMNS
+// writes the code of a kernel to the standard output, for a disassembler: 128 bytes each of what
+// sets up tiles of so many rows and of what ends it, if there are such, then the tile's.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <initializer_list>
 #include <limits>
@@ -18,6 +22,9 @@
 #include <utility>
 #include <vector>
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include "gemm/gemm.h"
 #include "gemm/names.h"
 #include "gemm/pack.h"
@@ -25,6 +32,10 @@
 #include "portable/activation.h"
 #include "portable/half.h"
 #include "runtime/float_env.h"
+#if defined(JAX_QGEMM_JIT) && defined(__linux__)
+#define EMULATES_AMX 1
+#include "amx_emulator.h"
+#endif
 
 namespace {
 
@@ -48,6 +59,30 @@ struct Threads {
   ~Threads() {
     for (std::thread& t : threads) t.join();
   }
+};
+
+// A copy of bytes that ends where readable memory ends.
+class Fenced {
+ public:
+  Fenced(const void* bytes, std::size_t size) {
+    const std::size_t page = std::size_t(sysconf(_SC_PAGESIZE));
+    const std::size_t data = (size + page - 1) / page * page;
+    size_ = data + page;
+    memory_ = static_cast<std::uint8_t*>(
+        mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (memory_ == MAP_FAILED || mprotect(memory_ + data, page, PROT_NONE) != 0) std::abort();
+    data_ = memory_ + data - size;
+    if (size > 0) std::memcpy(data_, bytes, size);
+  }
+  Fenced(const Fenced&) = delete;
+  Fenced& operator=(const Fenced&) = delete;
+  ~Fenced() { munmap(memory_, size_); }
+
+  const std::uint8_t* data() const { return data_; }
+
+ private:
+  std::uint8_t *memory_, *data_;
+  std::size_t size_;
 };
 
 struct Case {
@@ -147,7 +182,7 @@ Problem MakeProblem(const Case& c) {
   }
   p.out_zero = int(e.out == OutType::kU8 ? Random(0, 255) : Random(-128, 127));
   const PackedLayout layout{k, n};
-  p.packed.assign(layout.Bytes() + 1, 77);  // not null where K = 0
+  p.packed.assign(layout.Bytes(), 77);
   p.sums.assign(blocks * n, 77);
   Threads pool;
   Pack(layout,
@@ -259,20 +294,19 @@ bool Run(const Case& c) {
   const Epilogue& e = c.spec.epilogue;
   const std::int64_t bytes = c.shape.m * c.shape.n * SizeOf(e.out);
   // Unaligned, and guarded on both sides.
-  std::vector<std::uint8_t> x(p.x.size() + 1), out(bytes + 129, 0xa5);
-  if (!p.x.empty()) std::memcpy(x.data() + 1, p.x.data(), p.x.size());
-  std::vector<std::uint8_t> residual(p.residual.size() + 1);
-  std::copy(p.residual.begin(), p.residual.end(), residual.begin() + 1);
+  std::vector<std::uint8_t> out(bytes + 129, 0xa5);
+  const Fenced x(p.x.data(), p.x.size()), packed(p.packed.data(), p.packed.size());
+  const Fenced residual(p.residual.data(), p.residual.size());
   GemmOperands o;
-  o.x = x.data() + 1;
-  o.w = p.packed.data();
+  o.x = x.data();
+  o.w = reinterpret_cast<const std::int8_t*>(packed.data());
   o.w_scale = p.w_scale.data();
   o.column_sums = p.sums.data();
   o.w_zero = e.w_zero ? p.w_zero.data() : nullptr;
   o.x_scale = p.x_scale.data();
   o.x_zero = e.x_zero == Granularity::kNone ? nullptr : p.x_zero.data();
   o.bias = e.bias ? p.bias.data() : nullptr;
-  o.residual = e.residual == ResidualType::kNone ? nullptr : residual.data() + 1;
+  o.residual = e.residual == ResidualType::kNone ? nullptr : residual.data();
   o.out_scale = p.out_scale.data();
   o.out_zero = &p.out_zero;
   o.out = out.data() + 65;
@@ -288,6 +322,12 @@ bool Run(const Case& c) {
     if (out[65 + i] != expected[i] && !BothNan(e.out, &out[65], expected, i)) first = i;
   }
   for (int i = 0; i < 64; ++i) good = good && out[1 + i] == 0xa5 && out[65 + bytes + i] == 0xa5;
+#ifdef EMULATES_AMX
+  if (amx_emulator::threads_in_use != 0) {
+    std::printf("FAILED %s: a thread keeps its tile registers\n", IsaName(c.isa));
+    return false;
+  }
+#endif
   if (first >= 0 || !good) {
     std::printf(
         "FAILED %s m=%ld n=%ld k=%ld threads=%d x=%d out=%d activation=%d x_zero=%d x_scale=%d "
@@ -435,6 +475,7 @@ bool NamesDiffer() {
   vary([](TileKey& key, int v) { key.panel_columns = v; }, {16, 64});
   vary([](TileKey& key, int v) { key.part = KPart(v); }, {1, 3});
   vary([](TileKey& key, int v) { key.streams = v; }, {0, 1});
+  vary([](TileKey& key, int v) { key.from_sums = v; }, {0, 1});
   vary([](TileKey& key, int v) { key.epilogue.out = OutType(v); }, {0, 1, 2, 3, 4, 5});
   vary([](TileKey& key, int v) { key.epilogue.activation = Activation(v); }, {0, 1, 2, 3, 4});
   vary([](TileKey& key, int v) { key.epilogue.x_zero = Granularity(v); }, {0, 1, 2});
@@ -481,11 +522,59 @@ GemmSpec RandomSpec() {
   return spec;
 }
 
+#ifdef EMULATES_AMX
+bool EmulatesAmx() { return Cpu().available.back() == Isa::kAvx512Vnni; }
+
+// The peak loop is one that the CPU accepts; all products of the emulated kernels were AMX's.
+bool RunAmx() {
+  const std::int64_t before = amx_emulator::products;
+  const PeakLoop peak = FamilyOf(Isa::kAmxInt8).peak();
+  peak.run(2);
+  const std::int64_t products = amx_emulator::products - before;
+  const bool good = double(products) * 16 * 16 * 64 == 2 * peak.macs_per_iteration && before > 0 &&
+                    amx_emulator::threads_in_use == 0;
+  if (!good)
+    std::printf("FAILED AMX: %ld products before its peak loop, %ld in it\n", long(before),
+                long(products));
+  return good;
+}
+#endif
+
+int WriteCode(const char* isa_name, int rows, int columns) {
+  for (const Isa isa : kAllIsas) {
+    const KernelFamily& family = FamilyOf(isa);
+    if (family.isa != isa || std::string(isa_name) != IsaName(isa)) continue;
+    const auto write = [](auto function, std::size_t bytes) {
+      return std::fwrite(reinterpret_cast<const void*>(function), 1, bytes, stdout) == bytes;
+    };
+    bool good = true;
+    for (const int setting : {rows, 0}) {
+      if (family.set_up != nullptr) good = good && write(family.set_up(setting), 128);
+    }
+    TileKey key;
+    key.rows = rows;
+    key.columns = columns;
+    return good && write(family.tile(key), 1024) ? 0 : 1;
+  }
+  std::fprintf(stderr, "no kernels of '%s'\n", isa_name);
+  return 1;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (argc == 5 && std::string(argv[1]) == "code") {
+    return WriteCode(argv[2], std::atoi(argv[3]), std::atoi(argv[4]));
+  }
+  std::vector<Isa> runnable = Cpu().available;
+#ifdef EMULATES_AMX
+  if (EmulatesAmx()) {
+    amx_emulator::Install();
+    runnable.push_back(Isa::kAmxInt8);
+  }
+#endif
   std::vector<Isa> isas;
-  for (const Isa isa : Cpu().available) {
+  for (const Isa isa : runnable) {
     bool wanted = argc == 1;
     for (int i = 1; i < argc; ++i) wanted = wanted || std::string(argv[i]) == IsaName(isa);
     if (wanted) isas.push_back(isa);
@@ -504,19 +593,34 @@ int main(int argc, char** argv) {
   ++(NamesDiffer() ? passed : failed);
   const auto check = [&](const Case& c) { ++(Run(c) ? passed : failed); };
   for (const Isa isa : isas) {
+    const int max_rows = FamilyOf(isa).max_rows;
     std::printf("%s\n", IsaName(isa));
     for (int i = 0; i < 1500; ++i) {
-      check({{Random(0, 14), Pick(edges), Pick(edges)}, RandomSpec(), isa, 1});
+      check({{Random(0, 2 * max_rows + 2), Pick(edges), Pick(edges)}, RandomSpec(), isa, 1});
+    }
+    // Every height of a tile, with whatever is left of K.
+    for (int rows = 1; rows <= max_rows + 1; ++rows) {
+      for (int i = 0; i < 12; ++i)
+        check({{rows, Pick(edges), Random(1, 300)}, RandomSpec(), isa, 1});
     }
     for (int i = 0; i < 40; ++i) {
       check(
           {{Random(1, 70), Random(1, 300), Random(1, 1000)}, RandomSpec(), isa, int(Random(1, 3))});
+    }
+    // Work enough for two threads of any family, split over M and over N.
+    if (isa != Isa::kPortable) {
+      check({{130, 576, 2800}, RandomSpec(), isa, 2});
+      check({{20, 1024, 4200}, RandomSpec(), isa, 2});
     }
     // Long K: several blocks, also with 255 * 255 sums.
     for (const std::int64_t k : {32768, 32769, 65536, 66400, 131073, 200000}) {
       for (int i = 0; i < 3; ++i) check({{Random(1, 7), Random(1, 20), k}, RandomSpec(), isa, 2});
     }
   }
+#ifdef EMULATES_AMX
+  if (EmulatesAmx() && !isas.empty() && isas.back() == Isa::kAmxInt8)
+    ++(RunAmx() ? passed : failed);
+#endif
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed == 0 ? 0 : 1;
 }

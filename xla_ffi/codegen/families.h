@@ -25,4 +25,9 @@ TileFn Avx512VnniTile(const TileKey& key);
 RowKernels Avx512VnniRows(XType x);
 PeakLoop Avx512VnniPeak();
 
+int AmxInt8MaxColumns(int rows);
+TileFn AmxInt8Tile(const TileKey& key);
+PeakLoop AmxInt8Peak();
+SetUpFn AmxInt8SetUp(int rows);
+
 }  // namespace qgemm

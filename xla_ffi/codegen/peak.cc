@@ -18,7 +18,11 @@ class PeakEmitter final : public Xbyak::CodeGenerator {
     L(loop);
     for (int i = 0; i < kRepeats * kSums; i += 2) {
       const int sum = i % kSums;
-      if (isa == Isa::kAvx512Vnni) {
+      if (isa == Isa::kAmxInt8) {
+        for (const int t : {sum % 4, sum % 4 + 1}) {
+          tdpbusd(Xbyak::Tmm(t), Xbyak::Tmm(4 + t / 2), Xbyak::Tmm(6 + t % 2));
+        }
+      } else if (isa == Isa::kAvx512Vnni) {
         Dot<Xbyak::Zmm>(sum, Xbyak::EvexEncoding);
       } else if (isa == Isa::kAvxVnni) {
         Dot<Xbyak::Ymm>(sum, DotEncoding256());
@@ -75,6 +79,16 @@ PeakLoop AvxVnniPeak() {
 PeakLoop Avx512VnniPeak() {
   static const PeakLoop loop = Generate(Isa::kAvx512Vnni, 64);
   return loop;
+}
+
+PeakLoop AmxInt8Peak() {
+  static const PeakLoop loop = Generate(Isa::kAmxInt8, 16 * 16 * 64);
+  const auto run = [](std::int64_t iterations) {
+    AmxInt8SetUp(32)();
+    loop.run(iterations);
+    AmxInt8SetUp(0)();
+  };
+  return {run, loop.macs_per_iteration};
 }
 
 }  // namespace qgemm

@@ -19,7 +19,12 @@ class VnniTileEmitter : public TileEmitter {
  protected:
   VnniTileEmitter(VectorWidth width, const TileKey& key)
       : TileEmitter(width, key), tile_(rows() * vectors()), sets_(tile_ <= FewSums() ? 2 : 1) {
-    StartFromZeroPointTerms();
+    if (key.from_sums) {
+      LoadSums();
+      AddZeroPointTerms();
+    } else {
+      StartFromZeroPointTerms();
+    }
     for (int i = tile_; i < sets_ * tile_; ++i) Zero(V(i));
     Begin();
     LoopOverQuads(kQuadBytes);
@@ -37,6 +42,16 @@ class VnniTileEmitter : public TileEmitter {
   Vec Weights(int vector) const { return V((wide() ? 24 : sets_ * tile_) + vector); }
   Vec Broadcast(int row) const { return wide() ? V(28 + row % 4) : V(14 + row % 2); }
   Vec Temporary(int i) const override { return V((wide() ? 24 : 12) + i); }
+
+  void LoadSums() {
+    constexpr int kStride = 4 * int(kPanelColumns);
+    mov(reg_a, ptr[reg_args + offsetof(TileArgs, sums)]);
+    for (int row = 0; row < rows(); ++row) {
+      for (int vector = 0; vector < vectors(); ++vector) {
+        LoadInt(Accumulator(row, vector), ptr[reg_a + (row * kStride + vector * vector_bytes())]);
+      }
+    }
+  }
 
   void Quad(int quad) override {
     const int set = quad % sets_;

@@ -73,7 +73,7 @@ PanelColumns PaddedColumns(const PanelColumns& from, std::int64_t valid, std::in
 class BlockRunner {
  public:
   BlockRunner(const Plan& plan, const GemmOperands& operands, Workspace& workspace)
-      : plan_(plan), operands_(operands), workspace_(workspace) {
+      : plan_(plan), family_(*plan.family), operands_(operands), workspace_(workspace) {
     const Epilogue& epilogue = plan.epilogue;
     out_size_ = SizeOf(epilogue.out);
     a_size_ = SizeOf(plan.family->a_format);
@@ -97,7 +97,13 @@ class BlockRunner {
       args_.out_zero = q.zero;
     }
     args_.a_stride = plan.a_stride;
-    args_.partial = workspace.partial.Reserve<float>(kMaxTileRows * kPanelColumns);
+    args_.partial = workspace.partial.Reserve<float>(std::size_t(family_.max_rows * kPanelColumns));
+  }
+  BlockRunner(const BlockRunner&) = delete;
+  BlockRunner& operator=(const BlockRunner&) = delete;
+  // May come after the last item, when the plan is gone; families stay.
+  ~BlockRunner() {
+    if (set_up_rows_ != 0) family_.set_up(0)();
   }
 
   // While the rows are new, a tile fetches those of the next one; later, a part of the next panel.
@@ -121,8 +127,8 @@ class BlockRunner {
     if (plan_.epilogue.out_scale_per_column) InvertScales(first_column, valid);
     if (padded) {
       args_.out_stride = kPanelColumns * out_size_;
-      staged =
-          workspace_.out_tile.Reserve<std::uint8_t>(std::size_t(kMaxTileRows * args_.out_stride));
+      staged = workspace_.out_tile.Reserve<std::uint8_t>(
+          std::size_t(family_.max_rows * args_.out_stride));
     }
     // The larger tiles come first.
     const EvenSplit tiles = plan_.Tiles(item.rows);
@@ -130,6 +136,7 @@ class BlockRunner {
     for (const auto& [count, rows] : {std::pair(tiles.Larger(), tiles.Size(0)),
                                       std::pair(tiles.parts - tiles.Larger(), tiles.Smaller())}) {
       if (count == 0) continue;
+      SetUp(int(rows));
       const std::vector<TileStep>& steps = plan_.Steps(rows, width);
       for (std::int64_t tile = 0; tile < count; ++tile, row += rows, out += rows * out_row) {
         if (operands_.residual != nullptr) {
@@ -145,6 +152,12 @@ class BlockRunner {
   }
 
  private:
+  void SetUp(int rows) {
+    if (family_.set_up == nullptr || rows == set_up_rows_) return;
+    family_.set_up(rows)();
+    set_up_rows_ = rows;
+  }
+
   // An int32 result takes K in one piece; the packed sums may be in several.
   void SumColumnBlocks() {
     const std::int64_t n = plan_.key.shape.n;
@@ -179,7 +192,7 @@ class BlockRunner {
     if (!padded) return;
     args_.residual_stride = kPanelColumns * size;
     auto* staged = workspace_.residual_tile.Reserve<std::uint8_t>(
-        std::size_t(kMaxTileRows * args_.residual_stride));
+        std::size_t(family_.max_rows * args_.residual_stride));
     std::memset(staged, 0, std::size_t(rows * args_.residual_stride));
     for (std::int64_t r = 0; r < rows; ++r) {
       std::memcpy(staged + r * args_.residual_stride, from + r * stride,
@@ -234,9 +247,11 @@ class BlockRunner {
   }
 
   const Plan& plan_;
+  const KernelFamily& family_;
   const GemmOperands& operands_;
   Workspace& workspace_;
   TileArgs args_{};
+  int set_up_rows_ = 0;
   std::int64_t out_size_ = 4;
   std::int64_t a_size_ = 1;
   const std::int32_t* column_sums_ = nullptr;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "gemm/layout.h"
 #include "gemm/spec.h"
 #include "runtime/cpu.h"
 
@@ -10,7 +11,7 @@ namespace qgemm {
 
 // ---------------------------------------------------------------- tiles
 
-inline constexpr int kMaxTileRows = 6;
+inline constexpr int kMostTileRows = 32;  // of any family
 
 // Which part of K a tile sums (layout.h: KBlock). All but the last leave an f32 sum in `partial`.
 enum class KPart : std::uint8_t { kWhole, kFirst, kMiddle, kLast };
@@ -24,10 +25,12 @@ struct TileKey {
   KPart part = KPart::kWhole;
   bool streams = false;  // weights come from memory, once: prefetch them
   Epilogue epilogue;
+  bool from_sums = false;  // adds to TileArgs::sums, for one family that finishes another's tile
 
   friend bool operator==(const TileKey& a, const TileKey& b) {
     return a.rows == b.rows && a.columns == b.columns && a.panel_columns == b.panel_columns &&
-           a.part == b.part && a.streams == b.streams && a.epilogue == b.epilogue;
+           a.part == b.part && a.streams == b.streams && a.epilogue == b.epilogue &&
+           a.from_sums == b.from_sums;
   }
 };
 
@@ -58,8 +61,24 @@ struct TileArgs {
   float out_inverse, out_low, out_high;
   const float* out_inverses;
   std::int32_t out_zero;
-  const TileKey* key;  // for kernels that are not generated
+  const TileKey* key;        // for kernels that are not generated
+  const std::int32_t* sums;  // [rows][kPanelColumns], used if from_sums
 };
+
+// Leaves out the first rows: moves everything that goes by rows.
+inline void SkipRows(TileArgs& args, std::int64_t rows) {
+  const auto skip = [rows](auto*& p, std::int64_t stride) {
+    if (p != nullptr) p += rows * stride;
+  };
+  args.a = static_cast<const std::uint8_t*>(args.a) + rows * args.a_stride;
+  args.out = static_cast<std::uint8_t*>(args.out) + rows * args.out_stride;
+  args.residual = static_cast<const std::uint8_t*>(args.residual) + rows * args.residual_stride;
+  skip(args.partial, kPanelColumns);
+  skip(args.row_sums, 1);
+  skip(args.row_negative_zeros, 1);
+  skip(args.row_scales, 1);
+  skip(args.sums, kPanelColumns);
+}
 
 using TileFn = void (*)(const TileArgs*);
 
@@ -95,6 +114,9 @@ struct RowKernels {
 
 // ---------------------------------------------------------------- families
 
+// Brings registers that tiles rely on into the state that they need.
+using SetUpFn = void (*)();
+
 // Only the arithmetic of a family's micro-kernel, for so many iterations.
 struct PeakLoop {
   void (*run)(std::int64_t iterations);
@@ -105,11 +127,14 @@ struct PeakLoop {
 struct KernelFamily {
   Isa isa;
   AFormat a_format;
+  int max_rows;                    // of a tile, at most kMostTileRows
   double macs_per_cycle;           // of one core at best, for the cost model
   int (*max_columns)(int rows);    // the widest tile of so many rows: divides 64, a multiple of 8
   TileFn (*tile)(const TileKey&);  // generated at first use, then cached
   RowKernels (*rows)(XType x);     // of a float x
   PeakLoop (*peak)();              // null where there is no such loop
+  // What a thread runs before tiles of so many rows, and of 0 rows: after its last tile.
+  SetUpFn (*set_up)(int rows) = nullptr;
 };
 
 const KernelFamily& FamilyOf(Isa isa);

@@ -11,14 +11,16 @@ namespace qgemm {
 namespace {
 
 const KernelFamily kFamilies[] = {
-    {Isa::kPortable, AFormat::kU8, 2, PortableMaxColumns, PortableTile, PortableRows, nullptr},
+    {Isa::kPortable, AFormat::kU8, 6, 2, PortableMaxColumns, PortableTile, PortableRows, nullptr},
 #ifdef JAX_QGEMM_JIT
-    {Isa::kAvx2, AFormat::kS16, 28, Avx2MaxColumns, Avx2Tile, Avx2Rows, Avx2Peak},
-    {Isa::kAvx512Bw, AFormat::kS16, 32, Avx512BwMaxColumns, Avx512BwTile, Avx512BwRows,
+    {Isa::kAvx2, AFormat::kS16, 6, 28, Avx2MaxColumns, Avx2Tile, Avx2Rows, Avx2Peak},
+    {Isa::kAvx512Bw, AFormat::kS16, 6, 32, Avx512BwMaxColumns, Avx512BwTile, Avx512BwRows,
      Avx512BwPeak},
-    {Isa::kAvxVnni, AFormat::kU8, 64, AvxVnniMaxColumns, AvxVnniTile, AvxVnniRows, AvxVnniPeak},
-    {Isa::kAvx512Vnni, AFormat::kU8, 64, Avx512VnniMaxColumns, Avx512VnniTile, Avx512VnniRows,
+    {Isa::kAvxVnni, AFormat::kU8, 6, 64, AvxVnniMaxColumns, AvxVnniTile, AvxVnniRows, AvxVnniPeak},
+    {Isa::kAvx512Vnni, AFormat::kU8, 6, 64, Avx512VnniMaxColumns, Avx512VnniTile, Avx512VnniRows,
      Avx512VnniPeak},
+    {Isa::kAmxInt8, AFormat::kU8, 32, 1024, AmxInt8MaxColumns, AmxInt8Tile, Avx512VnniRows,
+     AmxInt8Peak, AmxInt8SetUp},
 #endif
 };
 

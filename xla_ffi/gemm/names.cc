@@ -116,11 +116,12 @@ std::string Name(const Epilogue& epilogue) {
 }
 
 std::string Name(const TileKey& key) {
-  const auto& [rows, columns, panel_columns, part, streams, epilogue] = key;
+  const auto& [rows, columns, panel_columns, part, streams, epilogue, from_sums] = key;
   std::string name = "tile_" + std::to_string(rows) + "x" + std::to_string(columns);
   if (panel_columns != kPanelColumns) name += "_panel" + std::to_string(panel_columns);
   name += Suffix(part);
   name += streams ? "_streams" : "";
+  name += from_sums ? "_from_sums" : "";
   return name + "_" + Name(epilogue);
 }
 

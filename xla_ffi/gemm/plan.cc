@@ -51,12 +51,13 @@ void AddItems(Plan& plan, std::int64_t first_row, const EvenSplit& rows, std::in
 // Row blocks by all panels. The last block of each thread is in small items, so that nobody waits
 // long for the last one: over N first, for a block of fewer rows reads all weights again.
 void AddRowBlocks(Plan& plan, const EvenSplit& blocks, std::int64_t threads) {
-  constexpr std::int64_t kParts = 16, kLeastRows = 4 * kMaxTileRows;
+  constexpr std::int64_t kParts = 16;
+  const std::int64_t least_rows = 4 * plan.family->max_rows;
   const std::int64_t coarse = blocks.parts - threads;
   if (threads == 1 || coarse < threads) return AddItems(plan, 0, blocks, 1);
   const std::int64_t begin = blocks.Begin(coarse), rest = blocks.total - begin;
   const std::int64_t groups = std::min(plan.layout.Panels(), kParts);
-  const std::int64_t parts = std::min(threads * CeilDiv(kParts, groups), rest / kLeastRows);
+  const std::int64_t parts = std::min(threads * CeilDiv(kParts, groups), rest / least_rows);
   AddItems(plan, 0, {begin, coarse}, 1);
   AddItems(plan, begin, {rest, std::max(threads, parts)}, groups);
 }
@@ -66,15 +67,16 @@ void AddRowBlocks(Plan& plan, const EvenSplit& blocks, std::int64_t threads) {
 // otherwise: each thread streams its own part of the weights.
 void SplitProduct(Plan& plan, double cycles, std::int64_t threads) {
   const GemmShape& shape = plan.key.shape;
+  const std::int64_t tile_rows = plan.family->max_rows;
   const std::int64_t worth = std::max<std::int64_t>(1, std::int64_t(cycles / kCyclesPerItem));
 
   std::int64_t row_blocks = CeilDiv(shape.m, plan.rows_in_cache);
   std::int64_t panel_groups = 1;
   if (threads > 1) {
-    if (shape.m >= 2 * kMaxTileRows * threads) {
+    if (shape.m >= 2 * tile_rows * threads) {
       row_blocks = RoundUp(row_blocks, threads);
       // A few items per thread even out cores of different speed.
-      const std::int64_t most = std::min(worth, shape.m / (2 * kMaxTileRows)) / threads * threads;
+      const std::int64_t most = std::min(worth, shape.m / (2 * tile_rows)) / threads * threads;
       row_blocks = std::max(row_blocks, std::min(most, 4 * threads));
     } else {
       panel_groups = std::min({plan.layout.Panels(), CeilDiv(worth, row_blocks), 8 * threads});
@@ -127,7 +129,7 @@ std::vector<TileStep> MakeSteps(const Plan& plan, int rows, int width) {
   const int widest = plan.family->max_columns(rows);
   // Weights that take a good part of the L3 have left it before they are needed again.
   const bool streams =
-      plan.key.shape.m <= kMaxTileRows &&
+      plan.key.shape.m <= plan.family->max_rows &&
       plan.layout.Bytes() * plan.key.shape.batch > std::int64_t(Cpu().l3_bytes / 8);
   for (int column = 0; column < width;) {
     TileStep step{};
@@ -189,9 +191,9 @@ std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
                        : CopiedStride(plan->layout.PaddedK() * SizeOf(plan->family->a_format));
   if (key.shape.m == 0 || key.shape.n == 0 || key.shape.batch == 0) return plan;
   plan->rows_in_cache = std::max<std::int64_t>(
-      kMaxTileRows, std::int64_t(Cpu().l2_bytes / 4) / std::max<std::int64_t>(1, plan->a_stride));
+      plan->family->max_rows, std::int64_t(Cpu().l2_bytes / 4) / std::max<std::int64_t>(1, plan->a_stride));
   if (key.shape.ragged) {
-    for (int rows = 1; rows <= std::min<std::int64_t>(kMaxTileRows, key.shape.m); ++rows) {
+    for (int rows = 1; rows <= std::min<std::int64_t>(plan->family->max_rows, key.shape.m); ++rows) {
       AddSteps(*plan, rows);
     }
     plan->threads = RaggedThreads(*plan);
@@ -251,7 +253,7 @@ std::int64_t AddGroups(const Plan& plan, const std::int32_t* sizes, std::vector<
     const std::int64_t size = std::clamp<std::int64_t>(sizes[group], 0, plan.key.shape.m - row);
     if (size == 0) continue;
     // As in SplitProduct: rows for every thread, or panels.
-    const bool by_rows = plan.threads > 1 && size >= 2 * kMaxTileRows * plan.threads;
+    const bool by_rows = plan.threads > 1 && size >= 2 * plan.family->max_rows * plan.threads;
     const std::int64_t blocks = CeilDiv(size, plan.rows_in_cache);
     const EvenSplit rows{size, by_rows ? RoundUp(blocks, plan.threads) : blocks};
     const EvenSplit columns{

@@ -59,13 +59,13 @@ struct Plan {
   std::int64_t a_stride = 0;  // bytes between the rows that kernels read
 
   // The tiles of a row block of so many rows.
-  EvenSplit Tiles(std::int64_t rows) const { return {rows, CeilDiv(rows, kMaxTileRows)}; }
+  EvenSplit Tiles(std::int64_t rows) const { return {rows, CeilDiv(rows, family->max_rows)}; }
   // The steps across a panel of `width` columns with tiles of so many rows.
   const std::vector<TileStep>& Steps(std::int64_t rows, std::int64_t width) const {
     return steps[rows - 1][width == kPanelColumns ? 0 : 1];
   }
 
-  std::vector<TileStep> steps[kMaxTileRows][2];
+  std::vector<TileStep> steps[kMostTileRows][2];
   std::int64_t rows_in_cache = 0;  // of a block that shares the L2 with a panel of weights
 };
 

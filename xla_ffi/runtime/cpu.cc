@@ -10,6 +10,10 @@
 #include <cpuid.h>
 #include <xbyak/xbyak.h>
 #include <xbyak/xbyak_util.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace qgemm {
@@ -39,6 +43,7 @@ std::vector<Feature> Features(const XCpu& cpu) {
       {"avx512_vnni", cpu.has(XCpu::tAVX512_VNNI)},
       {"avx512_bf16", cpu.has(XCpu::tAVX512_BF16)},
       {"avx512_fp16", cpu.has(XCpu::tAVX512_FP16)},
+      {"amx_tile", cpu.has(XCpu::tAMX_TILE)},
       {"amx_int8", cpu.has(XCpu::tAMX_INT8)},
       {"amx_bf16", cpu.has(XCpu::tAMX_BF16)},
   };
@@ -78,6 +83,19 @@ bool CanRunGeneratedCode() {
   }
 }
 
+// The tile registers are large: the operating system has to save them, and Linux gives them to a
+// process that asks.
+bool MayUseTiles() {
+  constexpr std::uint64_t kTileConfigAndData = 3ULL << 17;
+  if ((XCpu::getXfeature() & kTileConfigAndData) != kTileConfigAndData) return false;
+#ifdef __linux__
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // of asm/prctl.h
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 CpuInfo Detect() {
   const XCpu cpu;
   CpuInfo info;
@@ -107,6 +125,13 @@ CpuInfo Detect() {
     info.available.push_back(Isa::kAvxVnni);
   }
   if (avx512_vnni) info.available.push_back(Isa::kAvx512Vnni);
+  // Its kernels finish what the tiles leave with AVX-512 VNNI.
+  const bool amx_int8 = avx512_vnni && cpu.has(XCpu::tAMX_TILE) && cpu.has(XCpu::tAMX_INT8);
+  if (amx_int8 && MayUseTiles()) {
+    info.available.push_back(Isa::kAmxInt8);
+  } else if (amx_int8) {
+    info.limited_by = "the operating system does not let this process use AMX";
+  }
   return info;
 }
 
@@ -161,6 +186,8 @@ const char* IsaName(Isa isa) {
       return "avx_vnni";
     case Isa::kAvx512Vnni:
       return "avx512_vnni";
+    case Isa::kAmxInt8:
+      return "amx_int8";
     case Isa::kPortable:
       break;
   }

@@ -9,10 +9,10 @@
 namespace qgemm {
 
 // The instruction sets with a kernel family, ascending: a ceiling admits itself and all below.
-enum class Isa { kPortable, kAvx2, kAvx512Bw, kAvxVnni, kAvx512Vnni };
+enum class Isa { kPortable, kAvx2, kAvx512Bw, kAvxVnni, kAvx512Vnni, kAmxInt8 };
 
-inline constexpr Isa kAllIsas[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512Bw, Isa::kAvxVnni,
-                                   Isa::kAvx512Vnni};
+inline constexpr Isa kAllIsas[] = {Isa::kPortable, Isa::kAvx2,       Isa::kAvx512Bw,
+                                   Isa::kAvxVnni,  Isa::kAvx512Vnni, Isa::kAmxInt8};
 
 const char* IsaName(Isa isa);
 
@@ -21,7 +21,7 @@ struct CpuInfo {
   std::string brand;
   std::vector<std::string> features;  // the ones a kernel family asks for, as far as present
   std::vector<Isa> available;         // ascending, never empty: portable always runs
-  std::string limited_by;             // why generated code is not used, empty if it is
+  std::string limited_by;             // why something better does not run, else empty
   std::size_t l1d_bytes = 32 << 10;
   std::size_t l2_bytes = 512 << 10;
   std::size_t l3_bytes = 8 << 20;

@@ -1,0 +1,139 @@
+"""The machine code of the AMX family, on any CPU: the tile instructions, in order, with operands.
+
+engine_test runs the same kernels, emulated where the CPU has no AMX.
+"""
+
+import pathlib
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+import jax_qgemm as jq
+
+PROGRAM = pathlib.Path(__file__).parents[2] / "build/engine_test"
+OBJDUMP = shutil.which("objdump")
+
+pytestmark = pytest.mark.skipif(
+    not PROGRAM.exists() or not jq.cpu_info()["jit"],
+    reason="needs build/engine_test (./dev test builds it) with code generation",
+)
+
+# x from rax and rdx (rows 14 to 26) by rcx, weights from r8 by r9, the sums to rsi by r9.
+TALL = [
+    ("tilezero tmm0", "c4e27b49c0"),
+    ("tilezero tmm1", "c4e27b49c8"),
+    ("tilezero tmm2", "c4e27b49d0"),
+    ("tilezero tmm3", "c4e27b49d8"),
+    ("tileloadd tmm4,[rax+rcx*1]", "c4e27b4b2408"),
+    ("tileloadd tmm5,[rdx+rcx*1]", "c4e27b4b2c0a"),
+    ("tileloadd tmm6,[r8+r9*1]", "c4827b4b3408"),
+    ("tdpbusd tmm0,tmm4,tmm6", "c4e2495ec4"),
+    ("tdpbusd tmm1,tmm5,tmm6", "c4e2495ecd"),
+    ("tileloadd tmm7,[r8+r9*1+0x40]", "c4827b4b7c0840"),
+    ("tdpbusd tmm2,tmm4,tmm7", "c4e2415ed4"),
+    ("tdpbusd tmm3,tmm5,tmm7", "c4e2415edd"),
+    ("tilestored [rsi+r9*1],tmm0", "c4a27a4b040e"),
+    ("tilestored [rsi+r9*1+0x40],tmm2", "c4a27a4b540e40"),
+    ("tilestored [rsi+r9*1+0xe00],tmm1", "c4a27a4b8c0e000e0000"),
+    ("tilestored [rsi+r9*1+0xe40],tmm3", "c4a27a4b9c0e400e0000"),
+]
+WIDE = [
+    ("tilezero tmm0", "c4e27b49c0"),
+    ("tilezero tmm1", "c4e27b49c8"),
+    ("tilezero tmm2", "c4e27b49d0"),
+    ("tilezero tmm3", "c4e27b49d8"),
+    ("tileloadd tmm4,[rax+rcx*1]", "c4e27b4b2408"),
+    ("tileloadd tmm6,[r8+r9*1]", "c4827b4b3408"),
+    ("tdpbusd tmm0,tmm4,tmm6", "c4e2495ec4"),
+    ("tileloadd tmm7,[r8+r9*1+0x40]", "c4827b4b7c0840"),
+    ("tdpbusd tmm1,tmm4,tmm7", "c4e2415ecc"),
+    ("tileloadd tmm6,[r8+r9*1+0x80]", "c4827b4bb40880000000"),
+    ("tdpbusd tmm2,tmm4,tmm6", "c4e2495ed4"),
+    ("tileloadd tmm7,[r8+r9*1+0xc0]", "c4827b4bbc08c0000000"),
+    ("tdpbusd tmm3,tmm4,tmm7", "c4e2415edc"),
+    ("tilestored [rsi+r9*1],tmm0", "c4a27a4b040e"),
+    ("tilestored [rsi+r9*1+0x40],tmm1", "c4a27a4b4c0e40"),
+    ("tilestored [rsi+r9*1+0x80],tmm2", "c4a27a4b940e80000000"),
+    ("tilestored [rsi+r9*1+0xc0],tmm3", "c4a27a4b9c0ec0000000"),
+]
+
+
+def code(rows, columns):
+    """Of what sets the tile registers up, what gives them back, and the tile's function."""
+    run = subprocess.run(
+        [PROGRAM, "code", "amx_int8", str(rows), str(columns)], capture_output=True, timeout=60
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout[:128], run.stdout[128:256], run.stdout[256:]
+
+
+def disassembled(code, tmp_path):
+    """The tile instructions up to the first `ret` after one of them."""
+    file = tmp_path / "code.bin"
+    file.write_bytes(code)
+    command = [OBJDUMP, "-D", "-w", "-bbinary", "-mi386:x86-64", "-Mintel", "--no-show-raw-insn"]
+    text = subprocess.run([*command, file], capture_output=True, text=True, check=True).stdout
+    found = []
+    for line in text.splitlines():
+        instruction = " ".join(line.partition(":\t")[2].partition("#")[0].split())
+        if re.match(r"(ld|st)tilecfg|tile|tdp", instruction):
+            found.append(instruction)
+        elif instruction == "ret" and found:
+            break
+    return found
+
+
+def in_order(code, patterns):
+    at = 0
+    for pattern in map(bytes.fromhex, patterns):
+        at = code.find(pattern, at)
+        if at < 0:
+            return False
+        at += len(pattern)
+    return True
+
+
+@pytest.mark.parametrize(
+    "rows, columns, expected",
+    [(27, 32, TALL), (16, 64, WIDE)],
+    ids=["27x32", "16x64"],
+)
+def test_tile(rows, columns, expected, tmp_path):
+    _, _, tile = code(rows, columns)
+    assert in_order(tile, [pattern for _, pattern in expected])
+    if OBJDUMP is not None:
+        assert disassembled(tile, tmp_path) == [text for text, _ in expected]
+
+
+@pytest.mark.parametrize(
+    "rows, row_counts",
+    [
+        (5, [5, 5, 5, 5, 5, 0, 16, 16]),
+        (16, [16, 16, 16, 16, 16, 0, 16, 16]),
+        (17, [9, 8, 9, 8, 9, 8, 16, 16]),
+        (32, [16] * 8),
+    ],
+)
+def test_set_up(rows, row_counts, tmp_path):
+    set_up, release, _ = code(rows, 32)
+    assert set_up.startswith(bytes.fromhex("c4e278490507000000 c3"))  # of what is 16 bytes on
+    config = np.frombuffer(set_up, np.uint8, 64, 16)
+    assert config[0] == 1 and not config[1:16].any()
+    row_bytes = [64 if count else 0 for count in row_counts]
+    assert config[16:48].view(np.uint16).tolist() == row_bytes + [0] * 8
+    assert config[48:].tolist() == row_counts + [0] * 8
+    assert release.startswith(bytes.fromhex("c4e27849c0 c3"))
+    if OBJDUMP is not None:
+        assert disassembled(set_up, tmp_path) == ["ldtilecfg [rip+0x7]"]
+        assert disassembled(release, tmp_path) == ["tilerelease"]
+
+
+def test_few_rows_are_left_to_avx512_vnni():
+    _, _, tile = code(4, 64)
+    run = subprocess.run(
+        [PROGRAM, "code", "avx512_vnni", "4", "64"], capture_output=True, timeout=60
+    )
+    assert run.stdout[: len(tile)] == tile
