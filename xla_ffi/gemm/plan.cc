@@ -190,10 +190,12 @@ std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
                        ? key.shape.k
                        : CopiedStride(plan->layout.PaddedK() * SizeOf(plan->family->a_format));
   if (key.shape.m == 0 || key.shape.n == 0 || key.shape.batch == 0) return plan;
-  plan->rows_in_cache = std::max<std::int64_t>(
-      plan->family->max_rows, std::int64_t(Cpu().l2_bytes / 4) / std::max<std::int64_t>(1, plan->a_stride));
+  plan->rows_in_cache =
+      std::max<std::int64_t>(plan->family->max_rows, std::int64_t(Cpu().l2_bytes / 4) /
+                                                         std::max<std::int64_t>(1, plan->a_stride));
   if (key.shape.ragged) {
-    for (int rows = 1; rows <= std::min<std::int64_t>(plan->family->max_rows, key.shape.m); ++rows) {
+    for (int rows = 1; rows <= std::min<std::int64_t>(plan->family->max_rows, key.shape.m);
+         ++rows) {
       AddSteps(*plan, rows);
     }
     plan->threads = RaggedThreads(*plan);
