@@ -24,7 +24,7 @@ void RunGemm(const Plan& plan, const GemmOperands& operands, Pool& pool) {
     const std::vector<WorkItem>& items =
         plan.key.shape.ragged ? RaggedItems(plan, operands) : plan.items;
     ParallelClaim(
-        pool, std::int64_t(items.size()), plan.threads,
+        pool, std::int64_t(items.size()), Crew{plan.threads, plan.woken},
         [&](Job& job, std::int64_t first) { RunItems(plan, items.data(), operands, job, first); });
   };
   Traced(run, [&] { return DescribeGemm(plan); });

@@ -10,8 +10,9 @@
 namespace qgemm {
 namespace {
 
-// A thread is worth waking for so many cycles of work: handing over costs some microseconds.
-constexpr double kCyclesPerItem = 100e3;
+// A thread is worth waking for so many cycles of work: that costs some microseconds. It is worth
+// using for fewer where it is at hand.
+constexpr double kCyclesToWake = 100e3, kCyclesToHand = 30e3;
 // Bytes of weights a core streams per cycle when they come from beyond its L2.
 constexpr double kStreamBytesPerCycle = 8;
 // More plans than any program has shapes; beyond it the cache starts anew.
@@ -68,7 +69,8 @@ void AddRowBlocks(Plan& plan, const EvenSplit& blocks, std::int64_t threads) {
 void SplitProduct(Plan& plan, double cycles, std::int64_t threads) {
   const GemmShape& shape = plan.key.shape;
   const std::int64_t tile_rows = plan.family->max_rows;
-  const std::int64_t worth = std::max<std::int64_t>(1, std::int64_t(cycles / kCyclesPerItem));
+  // Small products get an item per thread, whose weights then follow each other.
+  const std::int64_t worth = std::max(threads, std::int64_t(cycles / kCyclesToWake));
 
   std::int64_t row_blocks = CeilDiv(shape.m, plan.rows_in_cache);
   std::int64_t panel_groups = 1;
@@ -95,13 +97,13 @@ void SplitWork(Plan& plan) {
   constexpr std::int64_t kProductsPerThread = 4;
   const std::int64_t batch = plan.key.shape.batch;
   const double cycles = EstimateCycles(plan.key, plan.layout, plan.family->macs_per_cycle);
-  const auto worth = [](double c) {
-    return std::max<std::int64_t>(1, std::int64_t(c / kCyclesPerItem));
+  const auto threads_for = [&plan](double work, double cycles_each) {
+    return std::clamp<std::int64_t>(std::int64_t(work / cycles_each), 1, plan.key.threads);
   };
-  const std::int64_t threads =
-      std::min<std::int64_t>(plan.key.threads, worth(cycles * double(batch)));
+  const double all = cycles * double(batch);
+  const std::int64_t threads = threads_for(all, kCyclesToHand);
   const bool large = batch >= kProductsPerThread * threads;
-  SplitProduct(plan, cycles, large ? 1 : std::min(threads, worth(cycles)));
+  SplitProduct(plan, cycles, large ? 1 : threads_for(cycles, kCyclesToHand));
   const std::vector<WorkItem> product = plan.items;
   for (std::int64_t b = 1; b < batch; ++b) {
     for (WorkItem item : product) {
@@ -110,6 +112,7 @@ void SplitWork(Plan& plan) {
     }
   }
   plan.threads = int(std::min<std::int64_t>(threads, std::int64_t(plan.items.size())));
+  plan.woken = int(std::min<std::int64_t>(plan.threads, threads_for(all, kCyclesToWake)));
 }
 
 // Whole cache lines. Rows a multiple of 4 KiB apart would all compete for the same few of them.
@@ -161,7 +164,7 @@ int RaggedThreads(const Plan& plan) {
   const double cycles =
       std::max(double(shape.m) * bytes / plan.family->macs_per_cycle,
                double(std::min(shape.m, shape.batch)) * bytes / kStreamBytesPerCycle);
-  return int(std::clamp<double>(cycles / kCyclesPerItem, 1, plan.key.threads));
+  return int(std::clamp<double>(cycles / kCyclesToWake, 1, plan.key.threads));
 }
 
 std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
@@ -198,7 +201,7 @@ std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
          ++rows) {
       AddSteps(*plan, rows);
     }
-    plan->threads = RaggedThreads(*plan);
+    plan->threads = plan->woken = RaggedThreads(*plan);
     return plan;
   }
   SplitWork(*plan);

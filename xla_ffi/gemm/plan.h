@@ -49,7 +49,8 @@ struct Plan {
   const KernelFamily* family = nullptr;
   PackedLayout layout{};
   std::vector<WorkItem> items;  // of a ragged product: see AddGroups
-  int threads = 1;              // worth using
+  int threads = 1;              // worth using where they are at hand
+  int woken = 1;                // worth waking
   RowKernels row_kernels{};     // where x is float
   Epilogue epilogue;            // of the kernels: with the zero point that the format of x brings
   std::int64_t k_blocks = 1;

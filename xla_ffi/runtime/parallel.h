@@ -1,9 +1,11 @@
 // A parallel loop by claiming work, which cannot deadlock on a shared thread pool.
 //
-// The caller and at most `threads - 1` helpers take items from an atomic counter. The caller never
+// The caller and some helpers take items from an atomic counter. The caller never
 // waits for a helper to *start*: it works through the items itself and at the end waits only for
 // items that a helper has already claimed, that is, for threads that are running. So any number of
-// programs may call this at once on a pool of any size. Helpers linger for the next loop.
+// programs may call this at once on a pool of any size. Helpers linger for the next loop. A loop too
+// small to wake a helper takes those that linger; where such loops follow each other, one does wake
+// helpers, for the rest of them.
 #pragma once
 
 #include <algorithm>
@@ -14,6 +16,7 @@
 
 #include "runtime/job.h"
 #include "runtime/lounge.h"
+#include "runtime/succession.h"
 
 namespace qgemm {
 
@@ -31,16 +34,23 @@ inline void Help(std::shared_ptr<Job> job) {
   }
 }
 
+// How many threads a loop takes: of those that linger, and of those that it would have to wake.
+struct Crew {
+  int at_hand, woken;
+
+  static Crew Of(int threads) { return {threads, threads}; }
+};
+
 // Calls body(job, first_item) once in every participant; the body works in
 //   for (item = first_item; item >= 0; item = job.Next()) { … }
 // Pool: num_threads() and Schedule(task), as ffi::ThreadPool. Throws if a participant did.
 template <class Pool, class Body>
-void ParallelClaim(Pool& pool, std::int64_t items, int threads, const Body& body) {
+void ParallelClaim(Pool& pool, std::int64_t items, Crew crew, const Body& body) {
   if (items <= 0) return;
   const auto run = [](const void* b, Job& job, std::int64_t first) {
     (*static_cast<const Body*>(b))(job, first);
   };
-  const std::int64_t helpers = std::min<std::int64_t>(threads, items) - 1;
+  const std::int64_t helpers = std::min<std::int64_t>(crew.at_hand, items) - 1;
   if (helpers <= 0) {
     Job job(items, &body, run);
     job.Participate();
@@ -49,8 +59,13 @@ void ParallelClaim(Pool& pool, std::int64_t items, int threads, const Body& body
   }
   const auto job = std::make_shared<Job>(items, &body, run);
   try {
-    for (std::int64_t i = 0; i < helpers; ++i) {
-      if (!HelperLounge().Hand(job)) pool.Schedule([job] { Help(job); });
+    std::int64_t handed = 0;
+    while (handed < helpers && HelperLounge().Hand(job)) ++handed;
+    if (handed + 1 < crew.at_hand && crew.woken < crew.at_hand && SmallLoops().Follow()) {
+      crew.woken = crew.at_hand;
+    }
+    for (; handed < helpers && handed + 1 < crew.woken; ++handed) {
+      pool.Schedule([job] { Help(job); });
     }
   } catch (...) {  // no memory for another helper: those there are, and the caller, do the work
   }
