@@ -35,6 +35,6 @@ class Jitted:
         self()
 
     def __call__(self) -> None:
-        """One call, waited for."""
+        """One call, waited for: the results of a program become ready together."""
         self.results = self._run(self.results, self._layers)
-        jax.block_until_ready(self.results)
+        self.results[-1].block_until_ready()
