@@ -417,8 +417,8 @@ bool RunParallel(std::int64_t items, int threads, std::int64_t thrower) {
     Threads pool;
     pool.most = std::size_t(Random(0, 4));
     const Crew crew{threads, int(Random(1, threads))};
-    ParallelClaim(pool, items, crew, [&](Job& job, std::int64_t first) {
-      for (std::int64_t item = first; item >= 0; item = job.Next()) {
+    ParallelClaim(pool, items, crew, [&](Job::Participant& self, std::int64_t first) {
+      for (std::int64_t item = first; item >= 0; item = self.Next()) {
         runs[std::size_t(item)]++;
         if (item == thrower) throw std::bad_alloc();
       }
@@ -447,9 +447,11 @@ bool RunTogether() {
       pool.most = kLoops;
       for (std::int64_t loop = 0; loop < kLoops; ++loop) {
         std::vector<int> runs(std::size_t(loop % 23 + 2));  // plain: the loop's end orders them
-        ParallelClaim(pool, std::int64_t(runs.size()), Crew::Of(2), [&](Job& job, std::int64_t first) {
-          for (std::int64_t item = first; item >= 0; item = job.Next()) ++runs[std::size_t(item)];
-        });
+        ParallelClaim(pool, std::int64_t(runs.size()), Crew::Of(2),
+                      [&](Job::Participant& self, std::int64_t first) {
+                        for (std::int64_t item = first; item >= 0; item = self.Next())
+                          ++runs[std::size_t(item)];
+                      });
         for (const int times : runs) good = good && times == 1;
       }
       scheduled += int(pool.threads.size());

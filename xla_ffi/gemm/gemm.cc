@@ -301,14 +301,14 @@ const std::vector<WorkItem>& RaggedItems(const Plan& plan, const GemmOperands& o
   return items;
 }
 
-void RunItems(const Plan& plan, const WorkItem* items, const GemmOperands& operands, Job& job,
-              std::int64_t first) {
+void RunItems(const Plan& plan, const WorkItem* items, const GemmOperands& operands,
+              Job::Participant& self, std::int64_t first) {
   const FloatEnvironment ieee;
   Workspace& workspace = ThreadWorkspace();
   GemmOperands current;
   std::optional<BlockRunner> runner;
   std::int64_t batch = -1, prepared = -1;  // first row
-  for (std::int64_t i = first; i >= 0; i = job.Next()) {
+  for (std::int64_t i = first; i >= 0; i = self.Next()) {
     const WorkItem& item = items[i];
     if (item.batch != batch) {
       batch = item.batch;

@@ -31,11 +31,12 @@ void Pack(const PackedLayout& layout, const PackOperands& operands, Pool& pool, 
   const int participants = int(std::min<std::int64_t>(threads, worth));
   const auto run = [&] {
     AdviseHugePages(operands.packed, std::size_t(layout.Bytes()));
-    ParallelClaim(pool, layout.Panels(), Crew::Of(participants), [&](Job& job, std::int64_t first) {
-      for (std::int64_t panel = first; panel >= 0; panel = job.Next()) {
-        PackPanel(layout, operands, panel);
-      }
-    });
+    ParallelClaim(pool, layout.Panels(), Crew::Of(participants),
+                  [&](Job::Participant& self, std::int64_t first) {
+                    for (std::int64_t panel = first; panel >= 0; panel = self.Next()) {
+                      PackPanel(layout, operands, panel);
+                    }
+                  });
   };
   Traced(run, [&] { return DescribePack(layout, operands.w_zero != nullptr, participants); });
 }

@@ -37,30 +37,16 @@ double EstimateCycles(const PlanKey& key, const PackedLayout& layout, double mac
   return std::max(double(key.shape.m) * bytes / macs_per_cycle, bytes / kStreamBytesPerCycle);
 }
 
-// Adds `rows` in blocks by all panels in groups. The items of a block follow each other, so that
+// Adds all rows in blocks by all panels in groups. The items of a block follow each other, so that
 // one participant tends to stay in a block and prepares its rows of x once.
-void AddItems(Plan& plan, std::int64_t first_row, const EvenSplit& rows, std::int64_t groups) {
+void AddItems(Plan& plan, const EvenSplit& rows, std::int64_t groups) {
   const EvenSplit panels{plan.layout.Panels(), groups};
   for (std::int64_t block = 0; block < rows.parts; ++block) {
     for (std::int64_t g = 0; g < groups; ++g) {
       plan.items.push_back(
-          {0, first_row + rows.Begin(block), rows.Size(block), panels.Begin(g), panels.Size(g)});
+          {0, rows.Begin(block), rows.Size(block), panels.Begin(g), panels.Size(g)});
     }
   }
-}
-
-// Row blocks by all panels. The last block of each thread is in small items, so that nobody waits
-// long for the last one: over N first, for a block of fewer rows reads all weights again.
-void AddRowBlocks(Plan& plan, const EvenSplit& blocks, std::int64_t threads) {
-  constexpr std::int64_t kParts = 16;
-  const std::int64_t least_rows = 4 * plan.family->max_rows;
-  const std::int64_t coarse = blocks.parts - threads;
-  if (threads == 1 || coarse < threads) return AddItems(plan, 0, blocks, 1);
-  const std::int64_t begin = blocks.Begin(coarse), rest = blocks.total - begin;
-  const std::int64_t groups = std::min(plan.layout.Panels(), kParts);
-  const std::int64_t parts = std::min(threads * CeilDiv(kParts, groups), rest / least_rows);
-  AddItems(plan, 0, {begin, coarse}, 1);
-  AddItems(plan, begin, {rest, std::max(threads, parts)}, groups);
 }
 
 // Splits one product, of so many cycles, among `threads`. Over M where every thread gets full
@@ -69,27 +55,20 @@ void AddRowBlocks(Plan& plan, const EvenSplit& blocks, std::int64_t threads) {
 void SplitProduct(Plan& plan, double cycles, std::int64_t threads) {
   const GemmShape& shape = plan.key.shape;
   const std::int64_t tile_rows = plan.family->max_rows;
-  // Small products get an item per thread, whose weights then follow each other.
-  const std::int64_t worth = std::max(threads, std::int64_t(cycles / kCyclesToWake));
-
   std::int64_t row_blocks = CeilDiv(shape.m, plan.rows_in_cache);
+  double cycles_per_item = kCyclesToWake;
+  if (shape.m >= 2 * tile_rows * threads) {
+    row_blocks = RoundUp(row_blocks, threads);
+    cycles_per_item /= 4;  // who waits at the end waits for one item
+  }
   std::int64_t panel_groups = 1;
   if (threads > 1) {
-    if (shape.m >= 2 * tile_rows * threads) {
-      row_blocks = RoundUp(row_blocks, threads);
-      // A few items per thread even out cores of different speed.
-      const std::int64_t most = std::min(worth, shape.m / (2 * tile_rows)) / threads * threads;
-      row_blocks = std::max(row_blocks, std::min(most, 4 * threads));
-    } else {
-      panel_groups = std::min({plan.layout.Panels(), CeilDiv(worth, row_blocks), 8 * threads});
-    }
+    const double items = std::max(double(threads), cycles / cycles_per_item);
+    panel_groups = std::min(plan.layout.Panels(), std::int64_t(items) / row_blocks);
+    // As many for each thread, if there are enough.
+    if (panel_groups > threads) panel_groups -= panel_groups % threads;
   }
-  const EvenSplit blocks{shape.m, std::max<std::int64_t>(1, row_blocks)};
-  if (panel_groups > 1) {
-    AddItems(plan, 0, blocks, panel_groups);
-  } else {
-    AddRowBlocks(plan, blocks, threads);
-  }
+  AddItems(plan, {shape.m, row_blocks}, std::max<std::int64_t>(1, panel_groups));
 }
 
 // Whole products are the items of a large batch; the products of a small one are split.

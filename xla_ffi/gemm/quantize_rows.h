@@ -36,8 +36,8 @@ void QuantizeRows(const QuantizeRowsOperands& operands, Isa isa, Pool& pool, int
       std::max<std::int64_t>(1, kElementsPerItem / std::max<std::int64_t>(1, operands.k));
   const std::int64_t items = CeilDiv(operands.rows, rows_per_item);
   const auto run = [&] {
-    ParallelClaim(pool, items, Crew::Of(threads), [&](Job& job, std::int64_t first) {
-      for (std::int64_t item = first; item >= 0; item = job.Next()) {
+    ParallelClaim(pool, items, Crew::Of(threads), [&](Job::Participant& self, std::int64_t first) {
+      for (std::int64_t item = first; item >= 0; item = self.Next()) {
         const std::int64_t begin = item * rows_per_item;
         QuantizeRows(operands, kernels, begin, std::min(operands.rows, begin + rows_per_item));
       }

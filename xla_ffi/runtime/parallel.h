@@ -3,9 +3,9 @@
 // The caller and some helpers take items from an atomic counter. The caller never
 // waits for a helper to *start*: it works through the items itself and at the end waits only for
 // items that a helper has already claimed, that is, for threads that are running. So any number of
-// programs may call this at once on a pool of any size. Helpers linger for the next loop. A loop too
-// small to wake a helper takes those that linger; where such loops follow each other, one does wake
-// helpers, for the rest of them.
+// programs may call this at once on a pool of any size. Helpers linger for the next loop. A loop
+// too small to wake a helper takes those that linger; where such loops follow each other, one does
+// wake helpers, for the rest of them.
 #pragma once
 
 #include <algorithm>
@@ -41,23 +41,23 @@ struct Crew {
   static Crew Of(int threads) { return {threads, threads}; }
 };
 
-// Calls body(job, first_item) once in every participant; the body works in
-//   for (item = first_item; item >= 0; item = job.Next()) { … }
+// Calls body(self, first_item) once in every participant, a Job::Participant; the body works in
+//   for (item = first_item; item >= 0; item = self.Next()) { … }
 // Pool: num_threads() and Schedule(task), as ffi::ThreadPool. Throws if a participant did.
 template <class Pool, class Body>
 void ParallelClaim(Pool& pool, std::int64_t items, Crew crew, const Body& body) {
   if (items <= 0) return;
-  const auto run = [](const void* b, Job& job, std::int64_t first) {
-    (*static_cast<const Body*>(b))(job, first);
+  const auto run = [](const void* b, Job::Participant& self, std::int64_t first) {
+    (*static_cast<const Body*>(b))(self, first);
   };
   const std::int64_t helpers = std::min<std::int64_t>(crew.at_hand, items) - 1;
   if (helpers <= 0) {
-    Job job(items, &body, run);
+    Job job(items, 1, &body, run);
     job.Participate();
     job.Wait();
     return;
   }
-  const auto job = std::make_shared<Job>(items, &body, run);
+  const auto job = std::make_shared<Job>(items, int(helpers) + 1, &body, run);
   try {
     std::int64_t handed = 0;
     while (handed < helpers && HelperLounge().Hand(job)) ++handed;
