@@ -37,9 +37,9 @@ class RowEmitter final : public VectorEmitter {
     cmp(reg_count, lanes());
     jge(whole, T_NEAR);
     const RowKernels portable = PortableRows(key_.x);
-    mov(rax, key_.op == RowOp::kRange    ? std::size_t(portable.range)
-             : key_.op == RowOp::kToByte ? std::size_t(portable.to_byte)
-                                         : std::size_t(portable.to_int16));
+    mov(rax, key_.op == RowOp::kRange     ? std::size_t(portable.range)
+             : key_.op == RowOp::kToInt16 ? std::size_t(portable.to_int16)
+                                          : std::size_t(portable.to_byte));
     jmp(rax);
 
     L(whole);
@@ -47,20 +47,20 @@ class RowEmitter final : public VectorEmitter {
     L(unrolled);
     cmp(reg_count, kUnroll * lanes());
     jl(single, T_NEAR);
-    for (int i = 0; i < kUnroll; ++i) Step(i);
+    Steps(kUnroll);
     Advance(kUnroll);
     jmp(unrolled, T_NEAR);
     L(single);
     cmp(reg_count, lanes());
     jl(tail, T_NEAR);
-    Step(0);
+    Steps(1);
     Advance(1);
     jmp(single, T_NEAR);
     L(tail);
     test(reg_count, reg_count);
     jz(done, T_NEAR);
     StepBack();
-    Step(0);
+    Steps(1);
     L(done);
     if (key_.op == RowOp::kRange) StoreRange();
     Finish();
@@ -73,12 +73,13 @@ class RowEmitter final : public VectorEmitter {
 
   const Xbyak::Reg64 reg_x{rdi}, reg_count{rsi}, reg_args{rdx}, reg_q{rcx};
 
-  // Range: lows in 0 1, highs in 2 3, what is not finite in 4 5, work in 6..13.
+  // Range: lows in 0..3, highs in 4..7, 0 * x in 8..11, x in 12..15.
   // Quantize: values in 0..3, temporaries in 4..7, the parameters in 8..11.
   Vec Inverse() const { return V(8); }
   Vec Low() const { return V(9); }
   Vec High() const { return V(10); }
   Vec ZeroPoint() const { return V(11); }
+  Vec Order() const { return V(9); }
 
   int x_bytes() const { return key_.x == XType::kF32 ? 4 : 2; }
   int q_bytes() const { return key_.op == RowOp::kToInt16 ? 2 : 1; }
@@ -95,29 +96,45 @@ class RowEmitter final : public VectorEmitter {
 
   void Prologue() {
     if (key_.op == RowOp::kRange) {
-      for (int i = 0; i < 6; ++i) Zero(V(i));
+      for (int i = 0; i < 3 * kUnroll; ++i) Zero(V(i));
       return;
     }
     vbroadcastss(Inverse(), dword[reg_args + offsetof(QuantizeArgs, inverse)]);
+    if (key_.op == RowOp::kInRangeToByte) {
+      vpbroadcastw(ZeroPoint(), word[reg_args + offsetof(QuantizeArgs, zero)]);
+      LoadQuantizedOrder(Order());
+      return;
+    }
     vbroadcastss(Low(), dword[reg_args + offsetof(QuantizeArgs, low)]);
     vbroadcastss(High(), dword[reg_args + offsetof(QuantizeArgs, high)]);
     vpbroadcastd(ZeroPoint(), dword[reg_args + offsetof(QuantizeArgs, zero)]);
   }
 
+  void Steps(int count) {
+    for (int i = 0; i < count; ++i) Step(i);
+    if (key_.op == RowOp::kInRangeToByte) {
+      StoreQuantized(reg_q, {V(0), V(1), V(2), V(3)}, count, ZeroPoint(), Order(), V(4), false);
+    }
+  }
+
   void Step(int i) {
     const RegExp x = reg_x + i * lanes() * x_bytes();
     if (key_.op == RowOp::kRange) {
-      const Vec value = V(6 + i), difference = V(10 + i);
+      const Vec value = V(3 * kUnroll + i);
       Load(value, x);
-      vminps(V(i % 2), V(i % 2), value);
-      vmaxps(V(2 + i % 2), V(2 + i % 2), value);
-      vsubps(difference, value, value);  // +0 for a number, else NaN
-      Or(V(4 + i % 2), V(4 + i % 2), difference);
+      vminps(V(i), V(i), value);
+      vmaxps(V(kUnroll + i), V(kUnroll + i), value);
+      // Stays +0 until NaN or Inf comes, then it is NaN.
+      vfmadd231ps(V(2 * kUnroll + i), value, Constant(0));
       return;
     }
     const Vec v = V(i);
     Load(v, x);
     vmulps(v, v, Inverse());
+    if (key_.op == RowOp::kInRangeToByte) {
+      vcvtps2dq(v, v);
+      return;
+    }
     NanToZero(v, V(4 + i));
     vmaxps(v, v, Low());
     vminps(v, v, High());
@@ -151,13 +168,15 @@ class RowEmitter final : public VectorEmitter {
   }
 
   void StoreRange() {
-    for (const int first : {0, 2, 4}) {
-      Join(first, V(first), V(first), V(first + 1));
-      if (wide()) {
-        vextracti64x4(Xbyak::Ymm(6), Xbyak::Zmm(first), 1);
-        Join(first, Xbyak::Ymm(first), Xbyak::Ymm(first), Xbyak::Ymm(6));
+    for (int first = 0; first < 3 * kUnroll; first += kUnroll) {
+      for (const int half : {2, 1}) {
+        for (int i = 0; i < half; ++i) Join(first, V(first + i), V(first + i), V(first + i + half));
       }
-      const Xbyak::Xmm x0(first), x1(6);
+      if (wide()) {
+        vextracti64x4(Xbyak::Ymm(first + 1), Xbyak::Zmm(first), 1);
+        Join(first, Xbyak::Ymm(first), Xbyak::Ymm(first), Xbyak::Ymm(first + 1));
+      }
+      const Xbyak::Xmm x0(first), x1(first + 1);
       vextracti128(x1, Xbyak::Ymm(first), 1);
       Join(first, x0, x0, x1);
       for (const std::uint8_t order : {std::uint8_t(0x4e), std::uint8_t(0xb1)}) {
@@ -166,15 +185,15 @@ class RowEmitter final : public VectorEmitter {
       }
     }
     vmovss(dword[reg_args + offsetof(RowRange, low)], Xbyak::Xmm(0));
-    vmovss(dword[reg_args + offsetof(RowRange, high)], Xbyak::Xmm(2));
-    vmovd(dword[reg_args + offsetof(RowRange, not_finite)], Xbyak::Xmm(4));
+    vmovss(dword[reg_args + offsetof(RowRange, high)], Xbyak::Xmm(kUnroll));
+    vmovd(dword[reg_args + offsetof(RowRange, not_finite)], Xbyak::Xmm(2 * kUnroll));
   }
 
   // The operation of the accumulators that start at register `first`.
   void Join(int first, const Vec& to, const Vec& a, const Vec& b) {
     if (first == 0) {
       vminps(to, a, b);
-    } else if (first == 2) {
+    } else if (first == kUnroll) {
       vmaxps(to, a, b);
     } else if (to.isZMM()) {
       vpord(to, a, b);
@@ -201,7 +220,8 @@ Fn Generate(const RowKey& key) {
 RowKernels GeneratedRows(VectorWidth width, XType x) {
   return {Generate<RangeFn>({width, x, RowOp::kRange}),
           Generate<QuantizeFn>({width, x, RowOp::kToByte}),
-          Generate<QuantizeFn>({width, x, RowOp::kToInt16})};
+          Generate<QuantizeFn>({width, x, RowOp::kToInt16}),
+          Generate<QuantizeFn>({width, x, RowOp::kInRangeToByte})};
 }
 
 }  // namespace qgemm

@@ -19,11 +19,22 @@ Xbyak::RegExp TileEmitter::Row(const Xbyak::Reg64& base, const Xbyak::Reg64& bas
   return row % 3 == 0 ? from : from + reg_stride * (row % 3);
 }
 
+// The lines of the result, for writing: they are there when the tile is done (1024x1024x1024 on
+// Zen 4: 5 % faster with an f32 result, 2 % with u8).
+void TileEmitter::FetchOutput() {
+  LoadRowBases(QGEMM_ARG(out), QGEMM_ARG(out_stride));
+  const int bytes = key_.columns * int(SizeOf(key_.epilogue.out));
+  for (int row = 0; row < rows(); ++row) {
+    for (int line = 0; line < bytes; line += 64) prefetchw(ptr[Row(reg_a, reg_a3, row, line)]);
+  }
+}
+
 void TileEmitter::Begin() {
+  if (many_rows() && !sums_only()) FetchOutput();
   LoadRowBases(QGEMM_ARG(a), QGEMM_ARG(a_stride));
   mov(reg_b, ptr[reg_args + QGEMM_ARG(b)]);
   mov(reg_quads, ptr[reg_args + QGEMM_ARG(quads)]);
-  if (prefetches_rows()) mov(reg_next, ptr[reg_args + QGEMM_ARG(next)]);
+  if (many_rows()) mov(reg_next, ptr[reg_args + QGEMM_ARG(next)]);
 }
 
 // -x_zero[m] * column_sums[n] - w_zero[n] * row_sums[m], wrapping. Uses no register of the K loop's
@@ -75,7 +86,7 @@ void TileEmitter::LoopOverQuads(int a_bytes) {
   align(32);
   L(unrolled);
   for (int quad = 0; quad < kUnroll; ++quad) Quad(quad);
-  if (prefetches_rows()) {
+  if (many_rows()) {
     const int bytes = rows() * kUnroll * a_bytes;
     for (int line = 0; line < bytes; line += 64) prefetcht1(ptr[reg_next + line]);
     add(reg_next, bytes);

@@ -51,10 +51,12 @@ class TileEmitter : public ActivationEmitter {
   static constexpr int kPartialStride = 256;  // bytes
 
   bool sums_only() const { return key_.part == KPart::kFirst || key_.part == KPart::kMiddle; }
-  // Blocks of more rows than one tile takes have tiles of so many: see EvenSplit.
-  bool prefetches_rows() const { return rows() >= 4; }
+  // Blocks of more rows than one tile takes have tiles of so many (see EvenSplit): these fetch what
+  // comes next.
+  bool many_rows() const { return rows() >= 4; }
   bool adds_partial() const { return key_.part == KPart::kMiddle || key_.part == KPart::kLast; }
 
+  void FetchOutput();
   void Advance(int quads, int a_bytes);
   void LoadRowBases(std::size_t pointer, std::size_t stride);
   void ZeroPointTerms(bool fresh);

@@ -104,12 +104,13 @@ struct QuantizeArgs {
 };
 using QuantizeFn = void (*)(const void* x, std::int64_t count, const QuantizeArgs* args, void* q);
 
-enum class RowOp : std::uint8_t { kRange, kToByte, kToInt16 };
+enum class RowOp : std::uint8_t { kRange, kToByte, kToInt16, kInRangeToByte };
 
 struct RowKernels {
   RangeFn range;
   QuantizeFn to_byte;  // uint8 or int8 (the same bits)
   QuantizeFn to_int16;
+  QuantizeFn in_range_to_byte;  // uint8; no x is NaN, and x * inverse fits int16
 };
 
 // ---------------------------------------------------------------- families

@@ -126,9 +126,10 @@ std::string Name(const TileKey& key) {
 }
 
 std::string RowKernelName(RowOp op, XType x) {
-  const char* name = op == RowOp::kRange    ? "row_range_"
-                     : op == RowOp::kToByte ? "row_to_byte_"
-                                            : "row_to_int16_";
+  const char* name = op == RowOp::kRange     ? "row_range_"
+                     : op == RowOp::kToByte  ? "row_to_byte_"
+                     : op == RowOp::kToInt16 ? "row_to_int16_"
+                                             : "row_in_range_to_byte_";
   return std::string(name) + Name(x);
 }
 

@@ -57,7 +57,9 @@ RowParams QuantizeRow(const RowKernels& kernels, RowScheme scheme, AFormat forma
     return {std::numeric_limits<float>::quiet_NaN(), 0};
   }
   const auto [scale, args] = scheme == RowScheme::kSymmetric ? Symmetric(range) : Asymmetric(range);
-  (format == AFormat::kU8 ? kernels.to_byte : kernels.to_int16)(x, k, &args, q);
+  const QuantizeFn to_byte =
+      scheme == RowScheme::kSymmetric ? kernels.to_byte : kernels.in_range_to_byte;
+  (format == AFormat::kU8 ? to_byte : kernels.to_int16)(x, k, &args, q);
   return {scale, args.zero};
 }
 

@@ -44,7 +44,8 @@ void Quantize(const void* x, std::int64_t count, const QuantizeArgs* args, void*
 
 template <class T>
 RowKernels RowsOf() {
-  return {Range<T>, Quantize<T, std::uint8_t>, Quantize<T, std::int16_t>};
+  return {Range<T>, Quantize<T, std::uint8_t>, Quantize<T, std::int16_t>,
+          Quantize<T, std::uint8_t>};
 }
 
 }  // namespace
