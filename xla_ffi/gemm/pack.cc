@@ -3,21 +3,67 @@
 #include <algorithm>
 #include <cstring>
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
 namespace qgemm {
 namespace {
 
-// Four rows of `width` bytes become quads.
-void InterleaveQuad(const std::int8_t* const rows[kQuad], std::int64_t width, std::int8_t* out) {
-  for (std::int64_t j = 0; j < width; ++j) {
-    out[kQuad * j] = rows[0][j];
-    out[kQuad * j + 1] = rows[1][j];
-    out[kQuad * j + 2] = rows[2][j];
-    out[kQuad * j + 3] = rows[3][j];
+// Sums of a column in int16 hold so many quads: 63 * 4 * 128 < 32768.
+constexpr int kShortQuads = 63;
+
+#ifdef __SSE2__
+
+// Of sixteen columns. What compilers make of the loops below packs at a third of the speed.
+void PackUnit(const std::int8_t* const rows[kQuad], std::int64_t first, std::int8_t* out,
+              std::int16_t* sums) {
+  const auto load = [](const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); };
+  const auto store = [](void* p, __m128i v) { _mm_storeu_si128(static_cast<__m128i*>(p), v); };
+  const __m128i a = load(rows[0] + first), b = load(rows[1] + first);
+  const __m128i c = load(rows[2] + first), d = load(rows[3] + first);
+  for (const bool high : {false, true}) {
+    const __m128i ab = high ? _mm_unpackhi_epi8(a, b) : _mm_unpacklo_epi8(a, b);
+    const __m128i cd = high ? _mm_unpackhi_epi8(c, d) : _mm_unpacklo_epi8(c, d);
+    std::int8_t* const quads = out + (first + high * 8) * kQuad;
+    store(quads, _mm_unpacklo_epi16(ab, cd));
+    store(quads + 16, _mm_unpackhi_epi16(ab, cd));
+    // The low and the high bytes of eight int16, summed.
+    const auto sum = [](__m128i v) {
+      return _mm_add_epi16(_mm_srai_epi16(_mm_slli_epi16(v, 8), 8), _mm_srai_epi16(v, 8));
+    };
+    std::int16_t* const to = sums + first + high * 8;
+    store(to, _mm_add_epi16(load(to), _mm_add_epi16(sum(ab), sum(cd))));
   }
 }
 
-void AddRow(const std::int8_t* row, std::int64_t width, std::int32_t* sums) {
-  for (std::int64_t j = 0; j < width; ++j) sums[j] += row[j];
+#else
+
+void PackUnit(const std::int8_t* const rows[kQuad], std::int64_t first, std::int8_t* out,
+              std::int16_t* sums) {
+  for (std::int64_t j = first; j < first + kColumnUnit; ++j) {
+    for (int i = 0; i < kQuad; ++i) {
+      out[kQuad * j + i] = rows[i][j];
+      sums[j] = std::int16_t(sums[j] + rows[i][j]);
+    }
+  }
+}
+
+#endif
+
+// Four rows of `width` bytes, a multiple of 16, become quads; what they sum to is added to `sums`.
+void PackQuad(const std::int8_t* const rows[kQuad], std::int64_t width, std::int8_t* out,
+              std::int16_t* sums) {
+  for (std::int64_t first = 0; first < width; first += kColumnUnit) {
+    PackUnit(rows, first, out, sums);
+  }
+}
+
+void MoveSums(std::int16_t* from, std::int32_t* to) {
+  for (int j = 0; j < kPanelColumns; ++j) {
+    to[j] += from[j];
+    from[j] = 0;
+  }
 }
 
 }  // namespace
@@ -30,25 +76,29 @@ void PackPanel(const PackedLayout& layout, const PackOperands& operands, std::in
   const std::int64_t block = KBlock(operands.w_zero != nullptr, operands.group);
   const std::int32_t* zeros = operands.w_zero;
   std::int32_t* sums = operands.column_sums + first;
+  // Of rows that end inside a unit of columns; beyond their end it stays zero.
+  std::int8_t staged[kQuad][kPanelColumns] = {};
+  constexpr std::int8_t kNoRow[kPanelColumns] = {};
   for (std::int64_t begin = 0; begin < std::max<std::int64_t>(1, layout.k); begin += block) {
     const std::int64_t end = std::min(layout.k, begin + block);
     std::int32_t block_sums[kPanelColumns] = {};
+    std::int16_t short_sums[kPanelColumns] = {};
+    int short_quads = 0;
     for (std::int64_t k = begin; k < end; k += kQuad) {
-      std::int8_t staged[kQuad][kPanelColumns] = {};
       const std::int8_t* rows[kQuad];
       for (std::int64_t i = 0; i < kQuad; ++i) {
-        rows[i] = staged[i];
-        if (k + i >= end) continue;
         const std::int8_t* row = operands.w + (k + i) * layout.n + first;
-        if (valid == width) {
-          rows[i] = row;
-        } else {
-          std::memcpy(staged[i], row, std::size_t(valid));
-        }
-        AddRow(row, valid, block_sums);
+        rows[i] = k + i >= end ? kNoRow : row;
+        if (valid == width || k + i >= end) continue;
+        std::memcpy(staged[i], row, std::size_t(valid));
+        rows[i] = staged[i];
       }
-      InterleaveQuad(rows, width, out);
+      PackQuad(rows, width, out, short_sums);
       out += kQuad * width;
+      if (++short_quads == kShortQuads || k + kQuad >= end) {
+        MoveSums(short_sums, block_sums);
+        short_quads = 0;
+      }
     }
     for (std::int64_t j = 0; j < valid; ++j) {
       const std::int64_t zero = zeros == nullptr ? 0 : zeros[first + j];
