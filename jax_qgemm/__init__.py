@@ -9,6 +9,7 @@ from jax_qgemm.linear import dot as dot
 from jax_qgemm.linear import quantized_linear as quantized_linear
 from jax_qgemm.linear import ragged_dot as ragged_dot
 from jax_qgemm.native import cpu_info as cpu_info
+from jax_qgemm.outliers import outlier_density as outlier_density
 from jax_qgemm.packing import pack as pack
 from jax_qgemm.packing import pack_weight as pack_weight
 from jax_qgemm.packing import unpack as unpack

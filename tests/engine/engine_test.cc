@@ -25,6 +25,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "gemm/acc16.h"
 #include "gemm/gemm.h"
 #include "gemm/names.h"
 #include "gemm/pack.h"
@@ -154,8 +155,9 @@ Problem MakeProblem(const Case& c) {
     for (std::int64_t i = 0; i < m * k; ++i)
       p.x.push_back(std::uint8_t(style == 0 ? extreme : Random(0, 255)));
   }
+  const int most = style == 1 ? 32 : style == 2 ? 60 : 127;  // none and few outliers of acc16
   for (std::int64_t i = 0; i < n * k; ++i)
-    p.w.push_back(std::int8_t(style == 0 ? -128 : Random(-128, 127)));
+    p.w.push_back(std::int8_t(style == 0 ? -128 : Random(-most - 1, most)));
   for (std::int64_t i = 0; i < n; ++i) p.bias.push_back(RandomFloat());
   const std::int64_t blocks = KBlocks(k, e.w_zero, c.spec.group);
   for (std::int64_t i = 0; i < n * (c.spec.group > 0 ? blocks : 1); ++i) {
@@ -289,8 +291,7 @@ bool BothNan(OutType out, const std::uint8_t* got, const std::vector<std::uint8_
   }
 }
 
-bool Run(const Case& c) {
-  const Problem p = MakeProblem(c);
+bool RunPlan(const PlanKey& key, const Case& c, const Problem& p) {
   const Epilogue& e = c.spec.epilogue;
   const std::int64_t bytes = c.shape.m * c.shape.n * SizeOf(e.out);
   // Unaligned, and guarded on both sides.
@@ -312,7 +313,7 @@ bool Run(const Case& c) {
   o.out = out.data() + 65;
   {
     Threads pool;
-    RunGemm(*GetPlan({c.shape, c.spec, c.isa, c.threads}), o, pool);
+    RunGemm(*GetPlan(key), o, pool);
   }
   const FloatEnvironment ieee;
   const std::vector<std::uint8_t> expected = Reference(c, p);
@@ -330,17 +331,27 @@ bool Run(const Case& c) {
 #endif
   if (first >= 0 || !good) {
     std::printf(
-        "FAILED %s m=%ld n=%ld k=%ld threads=%d x=%d out=%d activation=%d x_zero=%d x_scale=%d "
+        "FAILED %s%s m=%ld n=%ld k=%ld threads=%d x=%d out=%d activation=%d x_zero=%d x_scale=%d "
         "w_zero=%d bias=%d residual=%d per_column=%d group=%ld: %s",
-        IsaName(c.isa), long(c.shape.m), long(c.shape.n), long(c.shape.k), c.threads, int(c.spec.x),
-        int(e.out), int(e.activation), int(e.x_zero), int(e.x_scale), int(e.w_zero), int(e.bias),
-        int(e.residual), int(e.out_scale_per_column), long(c.spec.group),
-        first < 0 ? "wrote beyond the output\n" : "");
+        IsaName(c.isa), key.acc16 ? " acc16" : "", long(c.shape.m), long(c.shape.n),
+        long(c.shape.k), c.threads, int(c.spec.x), int(e.out), int(e.activation), int(e.x_zero),
+        int(e.x_scale), int(e.w_zero), int(e.bias), int(e.residual), int(e.out_scale_per_column),
+        long(c.spec.group), first < 0 ? "wrote beyond the output\n" : "");
     if (first >= 0)
       std::printf("byte %ld is %d, expected %d\n", long(first), out[65 + first], expected[first]);
     return false;
   }
   return true;
+}
+
+// With every family of the ISA that takes the case.
+bool Run(const Case& c) {
+  const Problem p = MakeProblem(c);
+  PlanKey key{c.shape, c.spec, c.isa, c.threads};
+  bool good = RunPlan(key, c, p);
+  key.acc16 = true;
+  if (CanSumInInt16(key)) good = RunPlan(key, c, p) && good;
+  return good;
 }
 
 // At most 2 ulp from the correctly rounded value, at every exponent and sign.

@@ -15,6 +15,12 @@ TileFn Avx512BwTile(const TileKey& key);
 RowKernels Avx512BwRows(XType x);
 PeakLoop Avx512BwPeak();
 
+int Avx2Acc16MaxColumns(int rows);
+TileFn Avx2Acc16Tile(const TileKey& key);
+int Avx512BwAcc16MaxColumns(int rows);
+TileFn Avx512BwAcc16Tile(const TileKey& key);
+std::unique_ptr<PanelSplitter> MakeAcc16Splitter();
+
 int AvxVnniMaxColumns(int rows);
 TileFn AvxVnniTile(const TileKey& key);
 RowKernels AvxVnniRows(XType x);

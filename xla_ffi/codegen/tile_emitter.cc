@@ -78,6 +78,20 @@ void TileEmitter::ZeroPointTerms(bool fresh) {
   }
 }
 
+void TileEmitter::LoadSums() {
+  constexpr int kStride = 4 * int(kPanelColumns);
+  mov(reg_a, ptr[reg_args + QGEMM_ARG(sums)]);
+  for (int row = 0; row < rows(); ++row) {
+    for (int vector = 0; vector < vectors(); ++vector) {
+      LoadInt(Accumulator(row, vector), ptr[reg_a + (row * kStride + vector * vector_bytes())]);
+    }
+  }
+}
+
+void TileEmitter::Quads(int count) {
+  for (int quad = 0; quad < count; ++quad) Quad(quad);
+}
+
 void TileEmitter::LoopOverQuads(int a_bytes) {
   constexpr int kUnroll = 4;
   Xbyak::Label unrolled, single, remainder, done;
@@ -85,7 +99,7 @@ void TileEmitter::LoopOverQuads(int a_bytes) {
   jl(remainder, T_NEAR);
   align(32);
   L(unrolled);
-  for (int quad = 0; quad < kUnroll; ++quad) Quad(quad);
+  Quads(kUnroll);
   if (many_rows()) {
     const int bytes = rows() * kUnroll * a_bytes;
     for (int line = 0; line < bytes; line += 64) prefetcht1(ptr[reg_next + line]);

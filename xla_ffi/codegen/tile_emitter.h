@@ -32,7 +32,11 @@ class TileEmitter : public ActivationEmitter {
 
   // Adds the products of one quad of K, `quad` of an unrolled iteration.
   virtual void Quad(int quad) = 0;
+  // Adds those of an unrolled iteration.
+  virtual void Quads(int count);
 
+  // The accumulators start from TileArgs::sums.
+  void LoadSums();
   // What the zero points add to the sums: the accumulators start from it, or it is added to them.
   void StartFromZeroPointTerms() { ZeroPointTerms(true); }
   void AddZeroPointTerms() { ZeroPointTerms(false); }

@@ -43,16 +43,6 @@ class VnniTileEmitter : public TileEmitter {
   Vec Broadcast(int row) const { return wide() ? V(28 + row % 4) : V(14 + row % 2); }
   Vec Temporary(int i) const override { return V((wide() ? 24 : 12) + i); }
 
-  void LoadSums() {
-    constexpr int kStride = 4 * int(kPanelColumns);
-    mov(reg_a, ptr[reg_args + offsetof(TileArgs, sums)]);
-    for (int row = 0; row < rows(); ++row) {
-      for (int vector = 0; vector < vectors(); ++vector) {
-        LoadInt(Accumulator(row, vector), ptr[reg_a + (row * kStride + vector * vector_bytes())]);
-      }
-    }
-  }
-
   void Quad(int quad) override {
     const int set = quad % sets_;
     for (int vector = 0; vector < vectors(); ++vector) {

@@ -47,7 +47,7 @@ std::string Block(const Plan& plan) {
 }  // namespace
 
 CallLine DescribeGemm(const Plan& plan) {
-  const auto& [shape, spec, isa, threads] = plan.key;
+  const auto& [shape, spec, isa, threads, acc16] = plan.key;
   CallLine line{"gemm", IsaName(isa), "none", Joined(Name(spec.x), "s8:"), {}, {}, plan.threads};
   line.types += Name(spec.epilogue.out);
   if (shape.batch != 1 || shape.ragged) {
@@ -59,7 +59,8 @@ CallLine DescribeGemm(const Plan& plan) {
     line.kernel = Name(*tile);
     line.plan = "tile:" + Dims(tile->rows, tile->columns) + " block:" + Block(plan) +
                 " items:" + std::to_string(plan.items.size()) +
-                " k_blocks:" + std::to_string(plan.k_blocks) + " rows:" + rows;
+                " k_blocks:" + std::to_string(plan.k_blocks) + " rows:" + rows +
+                (acc16 ? " sums:int16" : "");
   } else {
     line.plan = "items:0";
   }

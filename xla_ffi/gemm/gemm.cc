@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <optional>
 #include <type_traits>
 #include <utility>
@@ -17,6 +18,7 @@ namespace {
 // Of one thread, kept between calls.
 struct Workspace {
   PreparedRows rows;
+  std::unique_ptr<PanelSplitter> splitter;
   Scratch partial, out_tile, residual_tile, columns, column_sums;
 };
 
@@ -117,7 +119,12 @@ class BlockRunner {
     if (padded) columns_ = PaddedColumns(columns_, valid, plan_.k_blocks, workspace_.columns);
     width_ = width;
     w_ = operands_.w + plan_.layout.PanelOffset(panel);
-    next_w_ = new_rows ? nullptr : operands_.w + plan_.layout.PanelOffset(next_panel);
+    if (plan_.key.acc16) {
+      workspace_.splitter->Split(w_, width);
+      w_ = workspace_.splitter->weights();
+    }
+    const bool fetch_rows = new_rows || plan_.key.acc16;  // whose blocks are larger than the L2
+    next_w_ = fetch_rows ? nullptr : operands_.w + plan_.layout.PanelOffset(next_panel);
 
     const std::int64_t out_row = n * out_size_;
     auto* out = static_cast<std::uint8_t*>(operands_.out) + item.first_row * out_row +
@@ -223,6 +230,9 @@ class BlockRunner {
         args.b = w_ + (first / kQuad * width_ + step.column) * kQuad;
         args.quads = length / kQuad;
         args.row_sums = prepared.sums(block, row);
+        if (plan_.key.acc16) {
+          args.sums = workspace_.splitter->sums() + row * kPanelColumns + step.column;
+        }
         args.column_sums = columns_.sums + block * columns_.sums_stride + step.column;
         const std::int64_t group = block * columns_.scales_stride + step.column;
         args.column_scales = columns_.scales + group;
@@ -320,6 +330,11 @@ void RunItems(const Plan& plan, const WorkItem* items, const GemmOperands& opera
     if (new_rows) {
       workspace.rows.Prepare(plan, current, item.first_row, item.rows);
       prepared = item.first_row;
+      if (plan.key.acc16) {
+        if (workspace.splitter == nullptr) workspace.splitter = plan.family->make_splitter();
+        workspace.splitter->SetRows(workspace.rows.a(0), plan.a_stride, item.rows,
+                                    plan.layout.PaddedK() / kQuad);
+      }
     }
     for (std::int64_t p = 0; p < item.panels; ++p) {
       const std::int64_t next = item.first_panel + (p + 1) % item.panels;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 
 #include "gemm/layout.h"
 #include "gemm/spec.h"
@@ -118,6 +119,21 @@ struct RowKernels {
 // Brings registers that tiles rely on into the state that they need.
 using SetUpFn = void (*)();
 
+// For families whose sums in int16 saturate: splits a panel of weights into what they can take and
+// outliers, which it multiplies itself.
+class PanelSplitter {
+ public:
+  virtual ~PanelSplitter() = default;
+  // The rows that the next panels meet: `count` of them, of so many quads.
+  virtual void SetRows(const std::uint8_t* a, std::int64_t a_stride, std::int64_t count,
+                       std::int64_t quads) = 0;
+  virtual void Split(const std::int8_t* panel, std::int64_t width) = 0;
+  // Of the last panel, until the next: weights for the kernels, and what the outliers add,
+  // [rows][kPanelColumns].
+  virtual const std::int8_t* weights() const = 0;
+  virtual const std::int32_t* sums() const = 0;
+};
+
 // Only the arithmetic of a family's micro-kernel, for so many iterations.
 struct PeakLoop {
   void (*run)(std::int64_t iterations);
@@ -136,8 +152,12 @@ struct KernelFamily {
   PeakLoop (*peak)();              // null where there is no such loop
   // What a thread runs before tiles of so many rows, and of 0 rows: after its last tile.
   SetUpFn (*set_up)(int rows) = nullptr;
+  // Of a family for large products, the second of its ISA, whose kernels start from sums.
+  std::unique_ptr<PanelSplitter> (*make_splitter)() = nullptr;
 };
 
 const KernelFamily& FamilyOf(Isa isa);
+// The family of sums in int16; null where there is none.
+const KernelFamily* Acc16FamilyOf(Isa isa);
 
 }  // namespace qgemm

@@ -16,6 +16,10 @@ const KernelFamily kFamilies[] = {
     {Isa::kAvx2, AFormat::kS16, 6, 28, Avx2MaxColumns, Avx2Tile, Avx2Rows, Avx2Peak},
     {Isa::kAvx512Bw, AFormat::kS16, 6, 32, Avx512BwMaxColumns, Avx512BwTile, Avx512BwRows,
      Avx512BwPeak},
+    {Isa::kAvx2, AFormat::kU8, 6, 42, Avx2Acc16MaxColumns, Avx2Acc16Tile, Avx2Rows, nullptr,
+     nullptr, MakeAcc16Splitter},
+    {Isa::kAvx512Bw, AFormat::kU8, 6, 42, Avx512BwAcc16MaxColumns, Avx512BwAcc16Tile, Avx512BwRows,
+     nullptr, nullptr, MakeAcc16Splitter},
     {Isa::kAvxVnni, AFormat::kU8, 6, 64, AvxVnniMaxColumns, AvxVnniTile, AvxVnniRows, AvxVnniPeak},
     {Isa::kAvx512Vnni, AFormat::kU8, 6, 64, Avx512VnniMaxColumns, Avx512VnniTile, Avx512VnniRows,
      Avx512VnniPeak},
@@ -28,9 +32,16 @@ const KernelFamily kFamilies[] = {
 
 const KernelFamily& FamilyOf(Isa isa) {
   for (const KernelFamily& family : kFamilies) {
-    if (family.isa == isa) return family;
+    if (family.isa == isa && family.make_splitter == nullptr) return family;
   }
   return kFamilies[0];
+}
+
+const KernelFamily* Acc16FamilyOf(Isa isa) {
+  for (const KernelFamily& family : kFamilies) {
+    if (family.isa == isa && family.make_splitter != nullptr) return &family;
+  }
+  return nullptr;
 }
 
 }  // namespace qgemm

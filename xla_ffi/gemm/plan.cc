@@ -7,6 +7,8 @@
 #include <shared_mutex>
 #include <unordered_map>
 
+#include "gemm/acc16.h"
+
 namespace qgemm {
 namespace {
 
@@ -21,7 +23,8 @@ constexpr std::size_t kMaxPlans = 4096;
 struct PlanKeyHash {
   std::size_t operator()(const PlanKey& key) const {
     std::uint64_t hash = BitsOf(key.spec.epilogue) | std::uint64_t(key.spec.x) << 20 |
-                         std::uint64_t(key.isa) << 24 | std::uint64_t(key.threads) << 32;
+                         std::uint64_t(key.isa) << 24 | std::uint64_t(key.acc16) << 28 |
+                         std::uint64_t(key.threads) << 32;
     for (const std::int64_t v : {key.shape.m, key.shape.n, key.shape.k,
                                  key.shape.batch * 2 + key.shape.ragged, key.spec.group}) {
       hash = (hash ^ std::uint64_t(v)) * 0x9e3779b97f4a7c15ULL;
@@ -118,7 +121,7 @@ std::vector<TileStep> MakeSteps(const Plan& plan, int rows, int width) {
     step.column = column;
     const int columns = std::min(widest, width - column);
     for (const KPart part : PartsInUse(plan.k_blocks)) {
-      const TileKey key{rows, columns, width, part, streams, plan.epilogue};
+      const TileKey key{rows, columns, width, part, streams, plan.epilogue, plan.key.acc16};
       step.keys[int(part)] = key;
       step.kernels[int(part)] = plan.family->tile(key);
     }
@@ -149,7 +152,7 @@ int RaggedThreads(const Plan& plan) {
 std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
   auto plan = std::make_shared<Plan>();
   plan->key = key;
-  plan->family = &FamilyOf(key.isa);
+  plan->family = key.acc16 ? Acc16FamilyOf(key.isa) : &FamilyOf(key.isa);
   plan->layout = {key.shape.k, key.shape.n};
   Epilogue& epilogue = plan->epilogue;
   epilogue = key.spec.epilogue;
@@ -172,9 +175,9 @@ std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
                        ? key.shape.k
                        : CopiedStride(plan->layout.PaddedK() * SizeOf(plan->family->a_format));
   if (key.shape.m == 0 || key.shape.n == 0 || key.shape.batch == 0) return plan;
-  plan->rows_in_cache =
-      std::max<std::int64_t>(plan->family->max_rows, std::int64_t(Cpu().l2_bytes / 4) /
-                                                         std::max<std::int64_t>(1, plan->a_stride));
+  const std::int64_t cache_bytes = key.acc16 ? kAcc16BlockBytes : std::int64_t(Cpu().l2_bytes / 4);
+  plan->rows_in_cache = std::max<std::int64_t>(
+      plan->family->max_rows, cache_bytes / std::max<std::int64_t>(1, plan->a_stride));
   if (key.shape.ragged) {
     for (int rows = 1; rows <= std::min<std::int64_t>(plan->family->max_rows, key.shape.m);
          ++rows) {

@@ -16,9 +16,11 @@ struct PlanKey {
   GemmSpec spec;
   Isa isa = Isa::kPortable;
   int threads = 1;
+  bool acc16 = false;  // with the second family of the ISA, which CanSumInInt16
 
   friend bool operator==(const PlanKey& a, const PlanKey& b) {
-    return a.shape == b.shape && a.spec == b.spec && a.isa == b.isa && a.threads == b.threads;
+    return a.shape == b.shape && a.spec == b.spec && a.isa == b.isa && a.threads == b.threads &&
+           a.acc16 == b.acc16;
   }
 };
 

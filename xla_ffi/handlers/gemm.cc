@@ -13,6 +13,7 @@
 #include <optional>
 #include <string_view>
 
+#include "gemm/acc16.h"
 #include "handlers/check.h"
 #include "handlers/dtypes.h"
 #include "handlers/handlers.h"
@@ -156,6 +157,7 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::Buffer<ffi::
     XlaPool pool(thread_pool);
     key.isa = SelectedIsa();
     key.threads = pool.num_threads();
+    key.acc16 = ShouldSumInInt16(key, o.w);
     RunGemm(*GetPlan(key), o, pool);
     return ffi::Error::Success();
   });
