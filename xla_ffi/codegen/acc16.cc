@@ -18,20 +18,19 @@ class Acc16TileEmitter : public TileEmitter {
     LoadSums();
     AddZeroPointTerms();
     Begin();
-    if (wide()) LoadConstant(V(kWideOnes), kOnes);
+    LoadConstant(Ones(), 0x00010001);
     LoopOverQuads(kQuadBytes);
     End();
   }
 
  private:
   static constexpr int kQuadBytes = 4;
-  static constexpr int kWideOnes = 28;
-  static constexpr std::uint32_t kOnes = 0x00010001;  // as two int16
-
   Vec Accumulator(int row, int vector) const override { return V(row * vectors() + vector); }
   Vec Temporary(int i) const override { return V((wide() ? 24 : 12) + i); }
-  Vec Weights(int quad) const { return Temporary(quad); }
-  Vec Product(int quad) const { return Temporary(2 + quad); }
+  // Of the K loop.
+  Vec Weights(int quad) const { return V((wide() ? 24 : 10) + quad); }
+  Vec Product(int quad) const { return V((wide() ? 26 : 12) + quad); }
+  Vec Ones() const { return V(wide() ? 28 : 14); }
 
   void Quads(int count) override {
     for (int quad = 0; quad < count; quad += kQuadsInInt16) {
@@ -52,11 +51,7 @@ class Acc16TileEmitter : public TileEmitter {
           vpmaddubsw(Product(i), Product(i), Weights(i));
         }
         if (count == 2) vpaddw(Product(0), Product(0), Product(1));
-        if (wide()) {
-          vpmaddwd(Product(0), Product(0), V(kWideOnes));
-        } else {
-          vpmaddwd(Product(0), Product(0), Constant(kOnes));
-        }
+        vpmaddwd(Product(0), Product(0), Ones());
         vpaddd(Accumulator(row, vector), Accumulator(row, vector), Product(0));
       }
     }
@@ -81,7 +76,7 @@ TileFn Avx512BwAcc16Tile(const TileKey& key) {
   return cache.Get(key);
 }
 
-int Avx2Acc16MaxColumns(int rows) { return rows == 1 ? 64 : rows <= 3 ? 32 : 16; }
+int Avx2Acc16MaxColumns(int rows) { return rows == 1 ? 64 : rows == 2 ? 32 : 16; }
 
 TileFn Avx2Acc16Tile(const TileKey& key) {
   static auto& cache = *new TileCache<Avx2Acc16TileEmitter>(Isa::kAvx2);

@@ -16,7 +16,7 @@ const KernelFamily kFamilies[] = {
     {Isa::kAvx2, AFormat::kS16, 6, 28, Avx2MaxColumns, Avx2Tile, Avx2Rows, Avx2Peak},
     {Isa::kAvx512Bw, AFormat::kS16, 6, 32, Avx512BwMaxColumns, Avx512BwTile, Avx512BwRows,
      Avx512BwPeak},
-    {Isa::kAvx2, AFormat::kU8, 6, 42, Avx2Acc16MaxColumns, Avx2Acc16Tile, Avx2Rows, nullptr,
+    {Isa::kAvx2, AFormat::kU8, 5, 42, Avx2Acc16MaxColumns, Avx2Acc16Tile, Avx2Rows, nullptr,
      nullptr, MakeAcc16Splitter},
     {Isa::kAvx512Bw, AFormat::kU8, 6, 42, Avx512BwAcc16MaxColumns, Avx512BwAcc16Tile, Avx512BwRows,
      nullptr, nullptr, MakeAcc16Splitter},

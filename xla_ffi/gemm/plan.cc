@@ -54,13 +54,14 @@ void AddItems(Plan& plan, const EvenSplit& rows, std::int64_t groups) {
 
 // Splits one product, of so many cycles, among `threads`. Over M where every thread gets full
 // tiles: no two threads then write near each other and the rows of x are prepared once. Over N
-// otherwise: each thread streams its own part of the weights.
+// otherwise: each thread streams its own part of the weights, or splits it (acc16.h).
 void SplitProduct(Plan& plan, double cycles, std::int64_t threads) {
   const GemmShape& shape = plan.key.shape;
   const std::int64_t tile_rows = plan.family->max_rows;
   std::int64_t row_blocks = CeilDiv(shape.m, plan.rows_in_cache);
   double cycles_per_item = kCyclesToWake;
-  if (shape.m >= 2 * tile_rows * threads) {
+  const bool by_panels = plan.key.acc16 && Acc16SharesRows(shape, threads);
+  if (shape.m >= 2 * tile_rows * threads && !by_panels) {
     row_blocks = RoundUp(row_blocks, threads);
     cycles_per_item /= 4;  // who waits at the end waits for one item
   }
