@@ -626,6 +626,13 @@ int main(int argc, char** argv) {
       check({{130, 576, 2800}, RandomSpec(), isa, 2});
       check({{20, 1024, 4200}, RandomSpec(), isa, 2});
     }
+    // Fewer panels than threads: parts of K.
+    for (int i = 0; i < 40; ++i) {
+      check({{Random(1, 14), Random(1, 140), Random(4000, 30000)},
+             RandomSpec(),
+             isa,
+             int(Random(2, 5))});
+    }
     // Long K: several blocks, also with 255 * 255 sums.
     for (const std::int64_t k : {32768, 32769, 65536, 66400, 131073, 200000}) {
       for (int i = 0; i < 3; ++i) check({{Random(1, 7), Random(1, 20), k}, RandomSpec(), isa, 2});

@@ -78,12 +78,18 @@ void TileEmitter::ZeroPointTerms(bool fresh) {
   }
 }
 
-void TileEmitter::LoadSums() {
+void TileEmitter::Sums(bool fresh) {
   constexpr int kStride = 4 * int(kPanelColumns);
   mov(reg_a, ptr[reg_args + QGEMM_ARG(sums)]);
   for (int row = 0; row < rows(); ++row) {
     for (int vector = 0; vector < vectors(); ++vector) {
-      LoadInt(Accumulator(row, vector), ptr[reg_a + (row * kStride + vector * vector_bytes())]);
+      const Vec sum = Accumulator(row, vector);
+      const Address from = ptr[reg_a + (row * kStride + vector * vector_bytes())];
+      if (fresh) {
+        LoadInt(sum, from);
+      } else {
+        vpaddd(sum, sum, from);
+      }
     }
   }
 }

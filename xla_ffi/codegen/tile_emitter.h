@@ -35,8 +35,9 @@ class TileEmitter : public ActivationEmitter {
   // Adds those of an unrolled iteration.
   virtual void Quads(int count);
 
-  // The accumulators start from TileArgs::sums.
-  void LoadSums();
+  // TileArgs::sums: the accumulators start from them, or they are added to them.
+  void LoadSums() { Sums(true); }
+  void AddSums() { Sums(false); }
   // What the zero points add to the sums: the accumulators start from it, or it is added to them.
   void StartFromZeroPointTerms() { ZeroPointTerms(true); }
   void AddZeroPointTerms() { ZeroPointTerms(false); }
@@ -63,6 +64,7 @@ class TileEmitter : public ActivationEmitter {
   void FetchOutput();
   void Advance(int quads, int a_bytes);
   void LoadRowBases(std::size_t pointer, std::size_t stride);
+  void Sums(bool fresh);
   void ZeroPointTerms(bool fresh);
   void ScaleColumns(int vector);
   void AddResidual();

@@ -23,6 +23,7 @@ class WideningTileEmitter : public TileEmitter {
     for (int row = 0; row < rows(); ++row) {
       for (int vector = 0; vector < vectors(); ++vector) JoinHalves(row, vector);
     }
+    if (key.from_sums) AddSums();
     AddZeroPointTerms();
     End();
   }

@@ -20,6 +20,7 @@ struct Workspace {
   PreparedRows rows;
   std::unique_ptr<PanelSplitter> splitter;
   Scratch partial, out_tile, residual_tile, columns, column_sums;
+  Scratch parts, sums;  // of a product whose K is in parts
 };
 
 Workspace& ThreadWorkspace() {
@@ -80,7 +81,7 @@ class BlockRunner {
     out_size_ = SizeOf(epilogue.out);
     a_size_ = SizeOf(plan.family->a_format);
     column_sums_ = operands.column_sums;
-    if (plan.k_blocks == 1) SumColumnBlocks();
+    if (plan.k_blocks == 1 && !plan.is_parts) SumColumnBlocks();
     if (epilogue.x_zero == Granularity::kTensor) {
       const std::int32_t zero = operands.x_zero == nullptr ? 0 : operands.x_zero[0];
       args_.x_negative_zero = NegativeZero(zero, plan.key.spec.x);
@@ -109,7 +110,9 @@ class BlockRunner {
   }
 
   // While the rows are new, a tile fetches those of the next one; later, a part of the next panel.
-  void Run(const WorkItem& item, bool new_rows, std::int64_t panel, std::int64_t next_panel) {
+  // `sums`, [rows][kPanelColumns], where the kernels start from sums that come from elsewhere.
+  void Run(const WorkItem& item, bool new_rows, std::int64_t panel, std::int64_t next_panel,
+           const std::int32_t* sums = nullptr) {
     const std::int64_t n = plan_.key.shape.n;
     const std::int64_t first_column = panel * kPanelColumns;
     const std::int64_t width = plan_.layout.PanelWidth(panel);
@@ -119,16 +122,20 @@ class BlockRunner {
     if (padded) columns_ = PaddedColumns(columns_, valid, plan_.k_blocks, workspace_.columns);
     width_ = width;
     w_ = operands_.w + plan_.layout.PanelOffset(panel);
+    sums_ = sums;
     if (plan_.key.acc16) {
       workspace_.splitter->Split(w_, width);
       w_ = workspace_.splitter->weights();
+      sums_ = workspace_.splitter->sums();
     }
+    part_ = item.part;
     const bool fetch_rows = new_rows || plan_.key.acc16;  // whose blocks are larger than the L2
     next_w_ = fetch_rows ? nullptr : operands_.w + plan_.layout.PanelOffset(next_panel);
 
     const std::int64_t out_row = n * out_size_;
-    auto* out = static_cast<std::uint8_t*>(operands_.out) + item.first_row * out_row +
-                first_column * out_size_;
+    const std::int64_t first_row = item.part * plan_.key.shape.m + item.first_row;
+    auto* out =
+        static_cast<std::uint8_t*>(operands_.out) + first_row * out_row + first_column * out_size_;
     args_.out_stride = out_row;
     std::uint8_t* staged = nullptr;
     if (plan_.epilogue.out_scale_per_column) InvertScales(first_column, valid);
@@ -222,25 +229,26 @@ class BlockRunner {
       args.bias = at(columns_.bias, step.column);
       args.residual = at(residual_, step.column * SizeOf(plan_.epilogue.residual));
       args.out_inverses = inverses_ + step.column;
-      for (std::int64_t block = 0; block < plan_.k_blocks; ++block) {
+      const std::int64_t begin = plan_.is_parts ? part_ : 0;
+      const std::int64_t end = plan_.is_parts ? part_ + 1 : plan_.k_blocks;
+      for (std::int64_t block = begin; block < end; ++block) {
         const std::int64_t first = block * plan_.k_block;
-        const std::int64_t length = std::min(plan_.k_block, plan_.layout.PaddedK() - first);
+        const std::int64_t rest = plan_.layout.PaddedK() - first;
+        const std::int64_t length = plan_.parts ? 0 : std::min(plan_.k_block, rest);
         args.a = prepared.a(row) + first * a_size_;
         args.next = Next(row, rows, first);
         args.b = w_ + (first / kQuad * width_ + step.column) * kQuad;
         args.quads = length / kQuad;
         args.row_sums = prepared.sums(block, row);
-        if (plan_.key.acc16) {
-          args.sums = workspace_.splitter->sums() + row * kPanelColumns + step.column;
-        }
+        args.sums = at(sums_, row * kPanelColumns + step.column);
         args.column_sums = columns_.sums + block * columns_.sums_stride + step.column;
         const std::int64_t group = block * columns_.scales_stride + step.column;
         args.column_scales = columns_.scales + group;
         args.column_zeros = at(columns_.zeros, group);
-        const KPart part = plan_.k_blocks == 1          ? KPart::kWhole
-                           : block == 0                 ? KPart::kFirst
-                           : block < plan_.k_blocks - 1 ? KPart::kMiddle
-                                                        : KPart::kLast;
+        const KPart part = end - begin == 1  ? KPart::kWhole
+                           : block == 0      ? KPart::kFirst
+                           : block < end - 1 ? KPart::kMiddle
+                                             : KPart::kLast;
         args.key = &step.keys[int(part)];
         step.kernels[int(part)](&args);
       }
@@ -268,6 +276,8 @@ class BlockRunner {
   // Of the panel at hand.
   PanelColumns columns_{};
   std::int64_t width_ = 0;
+  std::int64_t part_ = 0;
+  const std::int32_t* sums_ = nullptr;
   const std::int8_t* w_ = nullptr;
   const std::int8_t* next_w_ = nullptr;  // where the rows are in the cache
   float inverses_[kPanelColumns] = {};
@@ -311,10 +321,41 @@ const std::vector<WorkItem>& RaggedItems(const Plan& plan, const GemmOperands& o
   return items;
 }
 
+std::int32_t* PartSums(const Plan& plan) {
+  const GemmShape& shape = plan.key.shape;
+  return ThreadWorkspace().parts.Reserve<std::int32_t>(
+      std::size_t(plan.parts->k_blocks * shape.m * shape.n));
+}
+
+void FinishParts(const Plan& plan, const GemmOperands& operands, const std::int32_t* parts,
+                 bool has_rows) {
+  const FloatEnvironment ieee;
+  const auto& [m, n, k, batch, ragged] = plan.key.shape;
+  Workspace& workspace = ThreadWorkspace();
+  const WorkItem& item = plan.items.front();
+  if (!has_rows) workspace.rows.Prepare(plan, operands, 0, m);
+  auto* sums = workspace.sums.Reserve<std::int32_t>(std::size_t(m * kPanelColumns));
+  BlockRunner runner(plan, operands, workspace);
+  for (std::int64_t panel = 0; panel < item.panels; ++panel) {
+    const std::int64_t first = panel * kPanelColumns;
+    const std::int64_t valid = std::min(kPanelColumns, n - first);
+    std::fill_n(sums, m * kPanelColumns, 0);
+    for (std::int64_t row = 0; row < plan.parts->k_blocks * m; ++row) {
+      std::int32_t* const to = sums + row % m * kPanelColumns;
+      for (std::int64_t i = 0; i < valid; ++i) {
+        // May wrap, as the kernels do.
+        to[i] = std::int32_t(std::uint32_t(to[i]) + std::uint32_t(parts[row * n + first + i]));
+      }
+    }
+    runner.Run(item, true, panel, panel, sums);
+  }
+}
+
 void RunItems(const Plan& plan, const WorkItem* items, const GemmOperands& operands,
               Job::Participant& self, std::int64_t first) {
   const FloatEnvironment ieee;
   Workspace& workspace = ThreadWorkspace();
+  const Plan& tiles = plan.parts ? *plan.parts : plan;
   GemmOperands current;
   std::optional<BlockRunner> runner;
   std::int64_t batch = -1, prepared = -1;  // first row
@@ -324,7 +365,7 @@ void RunItems(const Plan& plan, const WorkItem* items, const GemmOperands& opera
       batch = item.batch;
       prepared = -1;
       current = operands.Of(batch);
-      runner.emplace(plan, current, workspace);
+      runner.emplace(tiles, current, workspace);
     }
     const bool new_rows = item.first_row != prepared;
     if (new_rows) {

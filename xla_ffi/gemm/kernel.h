@@ -26,7 +26,7 @@ struct TileKey {
   KPart part = KPart::kWhole;
   bool streams = false;  // weights come from memory, once: prefetch them
   Epilogue epilogue;
-  bool from_sums = false;  // adds to TileArgs::sums, for one family that finishes another's tile
+  bool from_sums = false;  // adds to TileArgs::sums
 
   friend bool operator==(const TileKey& a, const TileKey& b) {
     return a.rows == b.rows && a.columns == b.columns && a.panel_columns == b.panel_columns &&

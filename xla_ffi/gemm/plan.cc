@@ -40,6 +40,10 @@ double EstimateCycles(const PlanKey& key, const PackedLayout& layout, double mac
   return std::max(double(key.shape.m) * bytes / macs_per_cycle, bytes / kStreamBytesPerCycle);
 }
 
+std::int64_t ThreadsFor(const PlanKey& key, double cycles, double cycles_each) {
+  return std::clamp<std::int64_t>(std::int64_t(cycles / cycles_each), 1, key.threads);
+}
+
 // Adds all rows in blocks by all panels in groups. The items of a block follow each other, so that
 // one participant tends to stay in a block and prepares its rows of x once.
 void AddItems(Plan& plan, const EvenSplit& rows, std::int64_t groups) {
@@ -80,13 +84,10 @@ void SplitWork(Plan& plan) {
   constexpr std::int64_t kProductsPerThread = 4;
   const std::int64_t batch = plan.key.shape.batch;
   const double cycles = EstimateCycles(plan.key, plan.layout, plan.family->macs_per_cycle);
-  const auto threads_for = [&plan](double work, double cycles_each) {
-    return std::clamp<std::int64_t>(std::int64_t(work / cycles_each), 1, plan.key.threads);
-  };
   const double all = cycles * double(batch);
-  const std::int64_t threads = threads_for(all, kCyclesToHand);
+  const std::int64_t threads = ThreadsFor(plan.key, all, kCyclesToHand);
   const bool large = batch >= kProductsPerThread * threads;
-  SplitProduct(plan, cycles, large ? 1 : threads_for(cycles, kCyclesToHand));
+  SplitProduct(plan, cycles, large ? 1 : ThreadsFor(plan.key, cycles, kCyclesToHand));
   const std::vector<WorkItem> product = plan.items;
   for (std::int64_t b = 1; b < batch; ++b) {
     for (WorkItem item : product) {
@@ -95,7 +96,7 @@ void SplitWork(Plan& plan) {
     }
   }
   plan.threads = int(std::min<std::int64_t>(threads, std::int64_t(plan.items.size())));
-  plan.woken = int(std::min<std::int64_t>(plan.threads, threads_for(all, kCyclesToWake)));
+  plan.woken = int(std::min<std::int64_t>(plan.threads, ThreadsFor(plan.key, all, kCyclesToWake)));
 }
 
 // Whole cache lines. Rows a multiple of 4 KiB apart would all compete for the same few of them.
@@ -121,8 +122,9 @@ std::vector<TileStep> MakeSteps(const Plan& plan, int rows, int width) {
     TileStep step{};
     step.column = column;
     const int columns = std::min(widest, width - column);
-    for (const KPart part : PartsInUse(plan.k_blocks)) {
-      const TileKey key{rows, columns, width, part, streams, plan.epilogue, plan.key.acc16};
+    for (const KPart part : PartsInUse(plan.is_parts ? 1 : plan.k_blocks)) {
+      const bool from_sums = plan.key.acc16 || plan.parts != nullptr;
+      const TileKey key{rows, columns, width, part, streams, plan.epilogue, from_sums};
       step.keys[int(part)] = key;
       step.kernels[int(part)] = plan.family->tile(key);
     }
@@ -138,6 +140,53 @@ void AddSteps(Plan& plan, int rows) {
     auto& steps = plan.steps[rows - 1][width == kPanelColumns ? 0 : 1];
     if (steps.empty()) steps = MakeSteps(plan, rows, width);
   }
+}
+
+// The steps of the first and the last panel, for the tiles of all items.
+void AddSteps(Plan& plan) {
+  for (const WorkItem& item : plan.items) {
+    const EvenSplit tiles = plan.Tiles(item.rows);
+    for (const std::int64_t tile : {std::int64_t(0), tiles.parts - 1}) {
+      AddSteps(plan, int(tiles.Size(tile)));
+    }
+  }
+}
+
+// How many parts of K a product of few rows is cut into, for threads to have as much work each.
+std::int64_t KParts(const Plan& plan) {
+  const GemmShape& shape = plan.key.shape;
+  const std::int64_t panels = plan.layout.Panels();
+  const double cycles = EstimateCycles(plan.key, plan.layout, plan.family->macs_per_cycle);
+  const std::int64_t threads = ThreadsFor(plan.key, cycles, kCyclesToHand);
+  const bool many_rows = shape.m >= 2 * plan.family->max_rows * threads;
+  if (many_rows || shape.batch > 1 || plan.k_blocks > 1 || plan.key.acc16) return 1;
+  return panels < 2 * threads && panels % threads != 0 ? threads : 1;
+}
+
+// Cuts K into parts: their sums are a plan of their own.
+void AddParts(Plan& plan, std::int64_t count) {
+  const double cycles = EstimateCycles(plan.key, plan.layout, plan.family->macs_per_cycle);
+  // Of few rows, AMX has no kernels that start from sums.
+  if (plan.key.isa == Isa::kAmxInt8) plan.family = &FamilyOf(Isa::kAvx512Vnni);
+  auto parts = std::make_shared<Plan>();
+  parts->is_parts = true;
+  parts->key = plan.key;
+  parts->family = plan.family;
+  parts->layout = plan.layout;
+  parts->epilogue.out = OutType::kS32;
+  parts->k_block = RoundUp(CeilDiv(plan.key.shape.k, count), kQuad);
+  parts->k_blocks = CeilDiv(plan.key.shape.k, parts->k_block);
+  parts->in_place = plan.in_place;
+  parts->a_stride = plan.a_stride;
+  for (std::int64_t part = 0; part < parts->k_blocks; ++part) {
+    parts->items.push_back({0, 0, plan.key.shape.m, 0, plan.layout.Panels(), part});
+  }
+  AddSteps(*parts);
+  plan.items.push_back({0, 0, plan.key.shape.m, 0, plan.layout.Panels()});
+  plan.threads = int(parts->k_blocks);
+  plan.woken = int(ThreadsFor(plan.key, cycles, kCyclesToWake));
+  plan.parts = std::move(parts);
+  AddSteps(plan);
 }
 
 // By the work of all rows and the weights of as many groups as these can belong to.
@@ -187,12 +236,11 @@ std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
     plan->threads = plan->woken = RaggedThreads(*plan);
     return plan;
   }
-  SplitWork(*plan);
-  for (const WorkItem& item : plan->items) {
-    const EvenSplit tiles = plan->Tiles(item.rows);
-    for (const std::int64_t tile : {std::int64_t(0), tiles.parts - 1}) {
-      AddSteps(*plan, int(tiles.Size(tile)));
-    }
+  if (const std::int64_t parts = KParts(*plan); parts > 1) {
+    AddParts(*plan, parts);
+  } else {
+    SplitWork(*plan);
+    AddSteps(*plan);
   }
   return plan;
 }

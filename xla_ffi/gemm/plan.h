@@ -41,9 +41,10 @@ struct EvenSplit {
   std::int64_t Larger() const { return total % parts; }  // how many have one more
 };
 
-// What a participant claims: a block of rows of one product by some panels, one after the other.
+// What a participant claims: a block of rows of one product by some panels, one after the other;
+// of Plan::parts, one part of K.
 struct WorkItem {
-  std::int64_t batch, first_row, rows, first_panel, panels;
+  std::int64_t batch, first_row, rows, first_panel, panels, part = 0;
 };
 
 struct Plan {
@@ -57,6 +58,10 @@ struct Plan {
   Epilogue epilogue;            // of the kernels: with the zero point that the format of x brings
   std::int64_t k_blocks = 1;
   std::int64_t k_block = 0;  // elements of K in all but the last block
+  // Where there are fewer panels than threads: the sums of parts of K, [part][M][N], the parts
+  // being its k_blocks. This plan then adds them up and is only the epilogue.
+  std::shared_ptr<const Plan> parts;
+  bool is_parts = false;
 
   bool in_place = false;      // the kernels read the rows of x where they are
   std::int64_t a_stride = 0;  // bytes between the rows that kernels read

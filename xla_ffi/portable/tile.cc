@@ -104,6 +104,7 @@ void RunTile(const TileArgs* args) {
   const TileKey& key = *args->key;
   for (int row = 0; row < key.rows; ++row) {
     std::uint32_t acc[kPanelColumns] = {};
+    if (key.from_sums) std::memcpy(acc, args->sums + row * kPanelColumns, sizeof acc);
     const auto* a = static_cast<const std::uint8_t*>(args->a) + row * args->a_stride;
     const std::int8_t* b = args->b;
     for (std::int64_t quad = 0; quad < args->quads; ++quad) {
