@@ -119,7 +119,7 @@ class BlockRunner {
     const std::int64_t valid = std::min(width, n - first_column);
     const bool padded = valid < width;
     columns_ = ColumnsAt(operands_, plan_, column_sums_, first_column);
-    if (padded) columns_ = PaddedColumns(columns_, valid, plan_.k_blocks, workspace_.columns);
+    if (padded) columns_ = PaddedColumns(columns_, valid, Sums(), workspace_.columns);
     width_ = width;
     w_ = operands_.w + plan_.layout.PanelOffset(panel);
     sums_ = sums;
@@ -171,6 +171,9 @@ class BlockRunner {
     family_.set_up(rows)();
     set_up_rows_ = rows;
   }
+
+  // Blocks of K that have sums of their own; parts have none and need none.
+  std::int64_t Sums() const { return plan_.is_parts ? 1 : plan_.k_blocks; }
 
   // An int32 result takes K in one piece; the packed sums may be in several.
   void SumColumnBlocks() {
@@ -239,10 +242,11 @@ class BlockRunner {
         args.next = Next(row, rows, first);
         args.b = w_ + (first / kQuad * width_ + step.column) * kQuad;
         args.quads = length / kQuad;
-        args.row_sums = prepared.sums(block, row);
+        const std::int64_t of_sums = block % Sums();
+        args.row_sums = prepared.sums(of_sums, row);
         args.sums = at(sums_, row * kPanelColumns + step.column);
-        args.column_sums = columns_.sums + block * columns_.sums_stride + step.column;
-        const std::int64_t group = block * columns_.scales_stride + step.column;
+        args.column_sums = columns_.sums + of_sums * columns_.sums_stride + step.column;
+        const std::int64_t group = of_sums * columns_.scales_stride + step.column;
         args.column_scales = columns_.scales + group;
         args.column_zeros = at(columns_.zeros, group);
         const KPart part = end - begin == 1  ? KPart::kWhole

@@ -38,8 +38,9 @@ void RunGemm(const Plan& plan, const GemmOperands& operands, Pool& pool) {
     const std::thread::id caller = std::this_thread::get_id();
     ParallelClaim(pool, std::int64_t(items.size()), Crew{plan.threads, plan.woken},
                   [&](Job::Participant& self, std::int64_t first) {
-                    RunItems(plan, items.data(), of_items, self, first);
+                    // Not later: after the last item the caller's frame may be gone.
                     if (std::this_thread::get_id() == caller) has_rows = true;
+                    RunItems(plan, items.data(), of_items, self, first);
                   });
     if (plan.parts) {
       FinishParts(plan, operands, static_cast<const std::int32_t*>(of_items.out), has_rows);
