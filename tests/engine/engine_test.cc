@@ -6,8 +6,10 @@
 // writes the code of a kernel to the standard output, for a disassembler: 128 bytes each of what
 // sets up tiles of so many rows and of what ends it, if there are such, then the tile's.
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -37,6 +39,26 @@
 #define EMULATES_AMX 1
 #include "amx_emulator.h"
 #endif
+
+namespace {
+std::atomic<int> allocations{0};
+
+void* Allocate(std::size_t size, std::size_t alignment) {
+  ++allocations;
+  void* const p = std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
+  if (p == nullptr) throw std::bad_alloc();
+  return p;
+}
+}  // namespace
+
+void* operator new(std::size_t size) { return Allocate(size, alignof(std::max_align_t)); }
+void* operator new(std::size_t size, std::align_val_t alignment) {
+  return Allocate(size, std::size_t(alignment));
+}
+void operator delete(void* p) noexcept { std::free(p); }
+void operator delete(void* p, std::size_t) noexcept { std::free(p); }
+void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
+void operator delete(void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
 
 namespace {
 
@@ -344,6 +366,52 @@ bool RunPlan(const PlanKey& key, const Case& c, const Problem& p) {
   return true;
 }
 
+// A pool without a thread to spare.
+struct NoThreads {
+  template <class F>
+  void Schedule(F&&) {}
+};
+
+// After the first call nothing is allocated: for a single thread, for several, for parts of K, for
+// rows by groups, and with panels that are split.
+bool RunAllocations(Isa isa) {
+  bool good = true;
+  GemmSpec spec;
+  spec.x = XType::kF32;
+  for (const bool ragged : {false, true}) {
+    for (const bool acc16 : {false, true}) {
+      for (const auto& [m, n, k, threads] : {std::array<std::int64_t, 4>{3, 20, 64, 1},
+                                             {130, 576, 2800, 2},
+                                             {5, 40, 30000, 2},
+                                             {40, 1024, 4200, 3}}) {
+        const Case c{{m, n, k, 1, ragged}, spec, isa, int(threads)};
+        PlanKey key{c.shape, c.spec, c.isa, c.threads, acc16};
+        if (acc16 && (ragged || !CanSumInInt16(key))) continue;
+        const Problem p = MakeProblem(c);
+        std::vector<float> out(std::size_t(m * n));
+        const auto rows = std::int32_t(m);
+        GemmOperands o;
+        o.x = p.x.data();
+        o.w = p.packed.data();
+        o.w_scale = p.w_scale.data();
+        o.column_sums = p.sums.data();
+        o.group_sizes = &rows;
+        o.out = out.data();
+        NoThreads pool;
+        RunGemm(*GetPlan(key), o, pool);
+        const int before = allocations;
+        RunGemm(*GetPlan(key), o, pool);
+        if (allocations == before) continue;
+        std::printf("FAILED %s%s%s m=%ld n=%ld k=%ld threads=%ld: %d allocations\n", IsaName(isa),
+                    ragged ? " ragged" : "", acc16 ? " acc16" : "", long(m), long(n), long(k),
+                    long(threads), allocations - before);
+        good = false;
+      }
+    }
+  }
+  return good;
+}
+
 // With every family of the ISA that takes the case.
 bool Run(const Case& c) {
   const Problem p = MakeProblem(c);
@@ -609,6 +677,7 @@ int main(int argc, char** argv) {
   for (const Isa isa : isas) {
     const int max_rows = FamilyOf(isa).max_rows;
     std::printf("%s\n", IsaName(isa));
+    ++(RunAllocations(isa) ? passed : failed);
     for (int i = 0; i < 1500; ++i) {
       check({{Random(0, 2 * max_rows + 2), Pick(edges), Pick(edges)}, RandomSpec(), isa, 1});
     }

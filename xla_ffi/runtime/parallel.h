@@ -16,6 +16,7 @@
 
 #include "runtime/job.h"
 #include "runtime/lounge.h"
+#include "runtime/recycling_allocator.h"
 #include "runtime/succession.h"
 
 namespace qgemm {
@@ -57,7 +58,8 @@ void ParallelClaim(Pool& pool, std::int64_t items, Crew crew, const Body& body) 
     job.Wait();
     return;
   }
-  const auto job = std::make_shared<Job>(items, int(helpers) + 1, &body, run);
+  const auto job =
+      std::allocate_shared<Job>(RecyclingAllocator<Job>(), items, int(helpers) + 1, &body, run);
   try {
     std::int64_t handed = 0;
     while (handed < helpers && HelperLounge().Hand(job)) ++handed;
