@@ -32,6 +32,7 @@
 #include "gemm/names.h"
 #include "gemm/pack.h"
 #include "gemm/quantize.h"
+#include "pairwise.h"
 #include "portable/activation.h"
 #include "portable/half.h"
 #include "runtime/float_env.h"
@@ -313,9 +314,101 @@ bool BothNan(OutType out, const std::uint8_t* got, const std::vector<std::uint8_
   }
 }
 
-bool RunPlan(const PlanKey& key, const Case& c, const Problem& p) {
+// The operands of one call, of one product or more, and what is to come out.
+struct Call {
+  Problem p;
+  BatchStrides strides;
+  std::vector<std::int32_t> group_sizes;
+  std::vector<std::uint8_t> expected;
+};
+
+// The first `count` elements of `from` follow those of the products before, or are shared by all:
+// then the first product's are there already.
+template <class T>
+void Stack(std::vector<T>& to, std::int64_t& stride, std::vector<T>& from, std::int64_t count,
+           bool shared, const std::vector<T>& first) {
+  if (shared) {
+    from = first;
+    if (to.empty()) to = first;
+    return;
+  }
+  to.insert(to.end(), from.begin(), from.begin() + count);
+  stride = count * std::int64_t(sizeof(T));
+}
+
+// A batch of products, whose operands are shared or not, or rows by groups.
+Call MakeStack(const Case& c) {
+  const auto [m, n, k, batch, ragged] = c.shape;
   const Epilogue& e = c.spec.epilogue;
-  const std::int64_t bytes = c.shape.m * c.shape.n * SizeOf(e.out);
+  const std::int64_t x_size = SizeOf(c.spec.x), residual_size = SizeOf(e.residual);
+  const std::int64_t columns = n * (c.spec.group > 0 ? KBlocks(k, e.w_zero, c.spec.group) : 1);
+  const bool scale_by_row = e.x_scale == Granularity::kRow,
+             zero_by_row = e.x_zero == Granularity::kRow;
+  bool share[8];
+  for (bool& s : share) s = Random(0, 2) == 0;
+  Call call;
+  std::vector<std::uint8_t>& expected = call.expected;
+  Problem first;
+  std::int64_t rows_left = m;
+  for (std::int64_t i = 0; i < batch; ++i) {
+    std::int64_t rows = m;
+    if (ragged) {
+      rows = std::min(rows_left, Random(0, 1) ? Random(0, m) : 0);
+      rows_left -= rows;
+      call.group_sizes.push_back(std::int32_t(rows == 0 ? -Random(0, 2) : rows));
+    }
+    Problem p = MakeProblem({{rows, n, k}, c.spec, c.isa, 1});
+    if (i == 0) first = p;
+    BatchStrides& s = call.strides;
+    Problem& all = call.p;
+    Stack(all.x, s.x, p.x, rows * k * x_size, !ragged && share[0], first.x);
+    const bool w_shared = !ragged && share[1];
+    Stack(all.packed, s.w, p.packed, std::int64_t(p.packed.size()), w_shared, first.packed);
+    Stack(all.sums, s.column_sums, p.sums, std::int64_t(p.sums.size()), w_shared, first.sums);
+    if (w_shared) p.w = first.w;
+    Stack(all.w_scale, s.w_scale, p.w_scale, columns, w_shared, first.w_scale);
+    Stack(all.w_zero, s.w_zero, p.w_zero, columns, w_shared, first.w_zero);
+    Stack(all.x_scale, s.x_scale, p.x_scale, scale_by_row ? rows : 1,
+          ragged ? !scale_by_row : share[2], first.x_scale);
+    Stack(all.x_zero, s.x_zero, p.x_zero, zero_by_row ? rows : 1, ragged ? !zero_by_row : share[3],
+          first.x_zero);
+    Stack(all.bias, s.bias, p.bias, n, share[4], first.bias);
+    Stack(all.residual, s.residual, p.residual, rows * n * residual_size, !ragged && share[5],
+          first.residual);
+    Stack(all.out_scale, s.out_scale, p.out_scale, e.out_scale_per_column ? n : 1,
+          ragged || share[6], first.out_scale);
+    p.out_zero = all.out_zero = first.out_zero;
+    const std::vector<std::uint8_t> result = Reference({{rows, n, k}, c.spec, c.isa, 1}, p);
+    expected.insert(expected.end(), result.begin(), result.end());
+  }
+  call.strides.out = m * n * SizeOf(e.out);
+  if (ragged) {
+    // Rows of no group: zeros come out, whatever goes in.
+    BatchStrides& s = call.strides;
+    s.x = s.x_scale = s.x_zero = s.residual = s.out = 0;
+    const auto fill = [m = m](auto& v, std::int64_t row) { v.resize(std::size_t(m * row), 1); };
+    fill(call.p.x, k * x_size);
+    if (scale_by_row) fill(call.p.x_scale, 1);
+    if (zero_by_row) fill(call.p.x_zero, 1);
+    fill(call.p.residual, n * residual_size);
+    expected.resize(std::size_t(m * n * SizeOf(e.out)), 0);
+  }
+  return call;
+}
+
+Call MakeCall(const Case& c) {
+  if (c.shape.batch != 1 || c.shape.ragged) return MakeStack(c);
+  Call call;
+  call.p = MakeProblem(c);
+  call.expected = Reference(c, call.p);
+  return call;
+}
+
+bool RunPlan(const PlanKey& key, const Case& c, const Call& call) {
+  const Problem& p = call.p;
+  const std::vector<std::uint8_t>& expected = call.expected;
+  const Epilogue& e = c.spec.epilogue;
+  const std::int64_t bytes = std::int64_t(expected.size());
   // Unaligned, and guarded on both sides.
   std::vector<std::uint8_t> out(bytes + 129, 0xa5);
   const Fenced x(p.x.data(), p.x.size()), packed(p.packed.data(), p.packed.size());
@@ -333,12 +426,12 @@ bool RunPlan(const PlanKey& key, const Case& c, const Problem& p) {
   o.out_scale = p.out_scale.data();
   o.out_zero = &p.out_zero;
   o.out = out.data() + 65;
+  o.group_sizes = call.group_sizes.data();
+  o.strides = call.strides;
   {
     Threads pool;
     RunGemm(*GetPlan(key), o, pool);
   }
-  const FloatEnvironment ieee;
-  const std::vector<std::uint8_t> expected = Reference(c, p);
   bool good = true;
   std::int64_t first = -1;
   for (std::int64_t i = 0; i < bytes && first < 0; ++i) {
@@ -353,12 +446,15 @@ bool RunPlan(const PlanKey& key, const Case& c, const Problem& p) {
 #endif
   if (first >= 0 || !good) {
     std::printf(
-        "FAILED %s%s m=%ld n=%ld k=%ld threads=%d x=%d out=%d activation=%d x_zero=%d x_scale=%d "
+        "FAILED %s%s %s%ld m=%ld n=%ld k=%ld threads=%d x=%d out=%d activation=%d x_zero=%d "
+        "x_scale=%d "
         "w_zero=%d bias=%d residual=%d per_column=%d group=%ld: %s",
-        IsaName(c.isa), key.acc16 ? " acc16" : "", long(c.shape.m), long(c.shape.n),
-        long(c.shape.k), c.threads, int(c.spec.x), int(e.out), int(e.activation), int(e.x_zero),
-        int(e.x_scale), int(e.w_zero), int(e.bias), int(e.residual), int(e.out_scale_per_column),
-        long(c.spec.group), first < 0 ? "wrote beyond the output\n" : "");
+        IsaName(c.isa), key.acc16 ? " acc16" : "",
+        c.shape.ragged ? "groups=" : "batch=", long(c.shape.batch), long(c.shape.m),
+        long(c.shape.n), long(c.shape.k), c.threads, int(c.spec.x), int(e.out), int(e.activation),
+        int(e.x_zero), int(e.x_scale), int(e.w_zero), int(e.bias), int(e.residual),
+        int(e.out_scale_per_column), long(c.spec.group),
+        first < 0 ? "wrote beyond the output\n" : "");
     if (first >= 0)
       std::printf("byte %ld is %d, expected %d\n", long(first), out[65 + first], expected[first]);
     return false;
@@ -414,11 +510,12 @@ bool RunAllocations(Isa isa) {
 
 // With every family of the ISA that takes the case.
 bool Run(const Case& c) {
-  const Problem p = MakeProblem(c);
+  const FloatEnvironment ieee;
+  const Call call = MakeCall(c);
   PlanKey key{c.shape, c.spec, c.isa, c.threads};
-  bool good = RunPlan(key, c, p);
+  bool good = RunPlan(key, c, call);
   key.acc16 = true;
-  if (CanSumInInt16(key)) good = RunPlan(key, c, p) && good;
+  if (CanSumInInt16(key) && !c.shape.ragged) good = RunPlan(key, c, call) && good;
   return good;
 }
 
@@ -604,6 +701,101 @@ GemmSpec RandomSpec() {
   return spec;
 }
 
+// How a product runs (gemm/plan.h), by its shape and the number of threads.
+enum class Regime {
+  kTiny,
+  kTiles,
+  kByRows,
+  kByColumns,
+  kKParts,
+  kKBlocks,
+  kBatch,
+  kLargeBatch,
+  kRagged
+};
+constexpr int kRegimes = 9;
+
+Case CaseOf(Regime regime, Isa isa) {
+  const std::vector<std::int64_t> edges = {1,  2,  3,  4,  5,  7,  8,  9,  15,  16,  17,
+                                           31, 33, 47, 48, 63, 64, 65, 80, 127, 128, 129};
+  const std::int64_t rows = FamilyOf(isa).max_rows;
+  const auto threads = int(Random(2, 3));
+  const std::int64_t m = Random(1, rows + 1), n = Pick(edges), k = Pick(edges);
+  switch (regime) {
+    case Regime::kTiny:
+      return {{m, n, k}, {}, isa, 1};
+    case Regime::kTiles:
+      return {{Random(rows, 2 * rows + 2), n, Random(1, 300)}, {}, isa, 1};
+    case Regime::kByRows:
+      return {{2 * rows * threads + Random(0, 70), n + 64, 300 + k}, {}, isa, threads};
+    case Regime::kByColumns:
+      return {{Random(1, 7), 640 + n, 1500 + k}, {}, isa, threads};
+    case Regime::kKParts:
+      return {{Random(1, 12), n, 5000 + k}, {}, isa, int(Random(2, 5))};
+    case Regime::kKBlocks:
+      return {{Random(1, 3), Random(1, 20), Pick<std::int64_t>({32769, 65540, 66400})},
+              {},
+              isa,
+              threads};
+    case Regime::kBatch:
+      return {{m, n, k, Random(2, 5)}, {}, isa, threads};
+    case Regime::kLargeBatch:
+      return {{m, n + 64, 400 + k, 4 * threads + Random(0, 3)}, {}, isa, threads};
+    case Regime::kRagged:
+      break;
+  }
+  return {{Random(1, 3 * rows), n, k, Random(1, 5), true}, {}, isa, threads};
+}
+
+// Every regime, form of quantization and epilogue with every other, in pairs.
+template <class Check>
+void Sweep(Isa isa, const Check& check) {
+  struct XForm {
+    XType type;
+    Granularity scale, zero;
+  };
+  constexpr Granularity kNone = Granularity::kNone, kTensor = Granularity::kTensor,
+                        kRow = Granularity::kRow;
+  const std::vector<XForm> x_forms = {
+      {XType::kU8, kTensor, kNone}, {XType::kU8, kTensor, kTensor}, {XType::kU8, kRow, kRow},
+      {XType::kS8, kTensor, kNone}, {XType::kS8, kRow, kNone},      {XType::kS8, kTensor, kTensor},
+      {XType::kS8, kRow, kRow},     {XType::kF32, kTensor, kNone},  {XType::kBf16, kTensor, kNone},
+      {XType::kF16, kTensor, kNone}};
+  constexpr int kIntegers = 7;
+  const std::vector<std::int64_t> groups = {0, 16, 32, 64, 128};
+  const std::vector<OutType> outs = {OutType::kF32, OutType::kBf16, OutType::kF16, OutType::kU8,
+                                     OutType::kS8,  OutType::kU8,   OutType::kS8};
+  constexpr int kPerTensor = 5;
+  const std::vector<int> sizes = {kRegimes, int(x_forms.size()), int(groups.size()), 2, 2, 4,
+                                  5,        int(outs.size())};
+  for (const std::vector<int>& v : Pairwise(sizes, rng)) {
+    Case c = CaseOf(Regime(v[0]), isa);
+    Epilogue& e = c.spec.epilogue;
+    const XForm& x = x_forms[std::size_t(v[1])];
+    c.spec.x = x.type;
+    e.x_scale = x.scale;
+    e.x_zero = x.zero;
+    c.spec.group = groups[std::size_t(v[2])];
+    e.w_zero = v[3] == 1;
+    e.bias = v[4] == 1;
+    e.residual = ResidualType(v[5]);
+    e.activation = Activation(v[6]);
+    e.out = outs[std::size_t(v[7])];
+    e.out_scale_per_column = v[7] >= kPerTensor;
+    check(c);
+  }
+  // The sums themselves: of integers, and without an epilogue.
+  for (const std::vector<int>& v : Pairwise({kRegimes, kIntegers, 2}, rng)) {
+    Case c = CaseOf(Regime(v[0]), isa);
+    const XForm& x = x_forms[std::size_t(v[1])];
+    c.spec.x = x.type;
+    c.spec.epilogue.x_zero = x.zero;
+    c.spec.epilogue.w_zero = v[2] == 1;
+    c.spec.epilogue.out = OutType::kS32;
+    check(c);
+  }
+}
+
 #ifdef EMULATES_AMX
 bool EmulatesAmx() { return Cpu().available.back() == Isa::kAvx512Vnni; }
 
@@ -678,7 +870,9 @@ int main(int argc, char** argv) {
     const int max_rows = FamilyOf(isa).max_rows;
     std::printf("%s\n", IsaName(isa));
     ++(RunAllocations(isa) ? passed : failed);
-    for (int i = 0; i < 1500; ++i) {
+    Sweep(isa, check);
+    // Anything with anything, with empty products among them.
+    for (int i = 0; i < 500; ++i) {
       check({{Random(0, 2 * max_rows + 2), Pick(edges), Pick(edges)}, RandomSpec(), isa, 1});
     }
     // Every height of a tile, with whatever is left of K.
@@ -686,25 +880,14 @@ int main(int argc, char** argv) {
       for (int i = 0; i < 12; ++i)
         check({{rows, Pick(edges), Random(1, 300)}, RandomSpec(), isa, 1});
     }
-    for (int i = 0; i < 40; ++i) {
-      check(
-          {{Random(1, 70), Random(1, 300), Random(1, 1000)}, RandomSpec(), isa, int(Random(1, 3))});
-    }
     // Work enough for two threads of any family, split over M and over N.
     if (isa != Isa::kPortable) {
       check({{130, 576, 2800}, RandomSpec(), isa, 2});
       check({{20, 1024, 4200}, RandomSpec(), isa, 2});
     }
-    // Fewer panels than threads: parts of K.
-    for (int i = 0; i < 40; ++i) {
-      check({{Random(1, 14), Random(1, 140), Random(4000, 30000)},
-             RandomSpec(),
-             isa,
-             int(Random(2, 5))});
-    }
     // Long K: several blocks, also with 255 * 255 sums.
-    for (const std::int64_t k : {32768, 32769, 65536, 66400, 131073, 200000}) {
-      for (int i = 0; i < 3; ++i) check({{Random(1, 7), Random(1, 20), k}, RandomSpec(), isa, 2});
+    for (const std::int64_t k : {32768, 65536, 131073, 200000}) {
+      for (int i = 0; i < 2; ++i) check({{Random(1, 7), Random(1, 20), k}, RandomSpec(), isa, 2});
     }
   }
 #ifdef EMULATES_AMX
