@@ -1,0 +1,206 @@
+// One product: random operands, and its result by the definition, in int64.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "gemm/gemm.h"
+#include "gemm/pack.h"
+#include "gemm/quantize.h"
+#include "pools.h"
+#include "portable/activation.h"
+#include "portable/half.h"
+#include "random.h"
+
+namespace qgemm::test {
+
+struct Case {
+  GemmShape shape;
+  GemmSpec spec;
+  Isa isa;
+  int threads;
+};
+
+struct Problem {
+  std::vector<std::uint8_t> x;
+  std::vector<std::int8_t> w, packed;
+  std::vector<std::int32_t> sums, w_zero, x_zero;
+  std::vector<float> w_scale, x_scale, bias, out_scale;
+  std::vector<std::uint8_t> residual;
+  std::int32_t out_zero;
+};
+
+template <class T>
+T At(const std::vector<std::uint8_t>& bytes, std::int64_t i) {
+  T value;
+  std::memcpy(&value, &bytes[std::size_t(i) * sizeof(T)], sizeof(T));
+  return value;
+}
+
+template <class T>
+void Set(std::vector<std::uint8_t>& bytes, std::int64_t i, T value) {
+  std::memcpy(&bytes[std::size_t(i) * sizeof(T)], &value, sizeof(T));
+}
+
+inline float XFloat(const Problem& p, XType type, std::int64_t i) {
+  return type == XType::kF32    ? At<float>(p.x, i)
+         : type == XType::kBf16 ? ToFloat(At<Bf16>(p.x, i))
+                                : ToFloat(At<F16>(p.x, i));
+}
+
+inline float ResidualAt(const Problem& p, ResidualType type, std::int64_t i) {
+  return type == ResidualType::kF32    ? At<float>(p.residual, i)
+         : type == ResidualType::kBf16 ? ToFloat(At<Bf16>(p.residual, i))
+                                       : ToFloat(At<F16>(p.residual, i));
+}
+
+inline Problem MakeProblem(const Case& c) {
+  const std::int64_t m = c.shape.m, n = c.shape.n, k = c.shape.k;
+  const Epilogue& e = c.spec.epilogue;
+  Problem p;
+  const int style = int(Random(0, 7));  // 0: the extremes, where 16-bit sums would saturate
+  if (IsFloat(c.spec.x)) {
+    p.x.resize(m * k * 4);
+    for (std::int64_t i = 0; i < m * k; ++i) {
+      float v = RandomFloat() * std::exp2(float(Random(-8, 8)));
+      const std::int64_t row = i / std::max<std::int64_t>(k, 1);
+      if (row % 7 == 3) v = 0;                           // a zero row
+      if (row % 7 == 4) v *= 1e-40F;                     // subnormal
+      if (row % 7 == 2) v = std::fabs(v) + 1;            // no negative value
+      if (row % 11 == 9) v *= 1e38F;                     // may be beyond f32 in range
+      if (row % 7 == 5 && i % k == k / 2) v = INFINITY;  // not finite
+      if (row % 11 == 6 && i % k == k - 1) v = -NAN;
+      if (c.spec.x == XType::kF32) {
+        Set(p.x, i, v);
+      } else if (c.spec.x == XType::kBf16) {
+        Set(p.x, i, ToBf16(v));
+      } else {
+        Set(p.x, i, ToF16(v));
+      }
+    }
+  } else {
+    const int extreme = c.spec.x == XType::kU8 ? 255 : 128;
+    for (std::int64_t i = 0; i < m * k; ++i)
+      p.x.push_back(std::uint8_t(style == 0 ? extreme : Random(0, 255)));
+  }
+  const int most = style == 1 ? 32 : style == 2 ? 60 : 127;  // none and few outliers of acc16
+  for (std::int64_t i = 0; i < n * k; ++i)
+    p.w.push_back(std::int8_t(style == 0 ? -128 : Random(-most - 1, most)));
+  for (std::int64_t i = 0; i < n; ++i) p.bias.push_back(RandomFloat());
+  const std::int64_t blocks = KBlocks(k, e.w_zero, c.spec.group);
+  for (std::int64_t i = 0; i < n * (c.spec.group > 0 ? blocks : 1); ++i) {
+    p.w_scale.push_back(std::exp(RandomFloat()) * 0.01F);
+    p.w_zero.push_back(int(Random(-128, 127)));
+  }
+  for (std::int64_t i = 0; i < m; ++i) {
+    p.x_scale.push_back(std::exp(RandomFloat()) * 0.01F);
+    p.x_zero.push_back(int(c.spec.x == XType::kU8 ? Random(0, 255) : Random(-128, 127)));
+  }
+  if (m == 0) p.x_scale = {1}, p.x_zero = {0};
+  for (std::int64_t i = 0; i <= n; ++i) {
+    p.out_scale.push_back(float(std::sqrt(double(k) + 1) * 0.002 * double(Random(1, 4))));
+  }
+  p.residual.resize(std::size_t(m * n * SizeOf(e.residual)));
+  for (std::int64_t i = 0; i < m * n; ++i) {
+    float v = 3 * RandomFloat();
+    if (i % 61 == 7) v = INFINITY;
+    if (i % 67 == 8) v = -INFINITY;
+    if (i % 71 == 9) v = NAN;
+    if (e.residual == ResidualType::kF32) Set(p.residual, i, v);
+    if (e.residual == ResidualType::kBf16) Set(p.residual, i, ToBf16(v));
+    if (e.residual == ResidualType::kF16) Set(p.residual, i, ToF16(v));
+  }
+  p.out_zero = int(e.out == OutType::kU8 ? Random(0, 255) : Random(-128, 127));
+  const PackedLayout layout{k, n};
+  p.packed.assign(layout.Bytes(), 77);
+  p.sums.assign(blocks * n, 77);
+  Threads pool;
+  Pack(layout,
+       {p.w.data(), e.w_zero ? p.w_zero.data() : nullptr, p.packed.data(), p.sums.data(),
+        c.spec.group},
+       pool, 2);
+  return p;
+}
+
+// numerics, one element at a time.
+inline std::vector<std::uint8_t> Reference(const Case& c, const Problem& p) {
+  const std::int64_t m = c.shape.m, n = c.shape.n, k = c.shape.k;
+  const Epilogue& e = c.spec.epilogue;
+  std::vector<std::uint8_t> out(m * n * SizeOf(e.out));
+  std::vector<std::int64_t> row(k);
+  for (std::int64_t i = 0; i < m; ++i) {
+    float row_scale = p.x_scale[e.x_scale == Granularity::kRow ? i : 0];
+    std::int64_t zero =
+        e.x_zero == Granularity::kNone ? 0 : p.x_zero[e.x_zero == Granularity::kRow ? i : 0];
+    if (IsFloat(c.spec.x)) {
+      float low = 0, high = 0;
+      bool finite = true;
+      for (std::int64_t j = 0; j < k; ++j) {
+        const float v = XFloat(p, c.spec.x, i * k + j);
+        finite = finite && std::isfinite(v);
+        low = std::min(low, v);
+        high = std::max(high, v);
+      }
+      if (high - low < 255 * std::numeric_limits<float>::min()) low = 0, high = 255;
+      row_scale = (high - low) / 255.0F;
+      if (std::isinf(row_scale)) row_scale = high / 255.0F - low / 255.0F;
+      zero = finite ? std::int64_t(std::nearbyint(std::min(-low / row_scale, 255.0F))) : 0;
+      const float inverse = std::min(1.0F / row_scale, std::numeric_limits<float>::max());
+      for (std::int64_t j = 0; j < k; ++j) {
+        const double q = std::nearbyint(XFloat(p, c.spec.x, i * k + j) * inverse) + double(zero);
+        row[j] = finite ? std::int64_t(std::clamp(q, 0.0, 255.0)) : 0;
+      }
+      if (!finite) row_scale = std::numeric_limits<float>::quiet_NaN();
+    } else {
+      for (std::int64_t j = 0; j < k; ++j) {
+        row[j] = c.spec.x == XType::kU8 ? p.x[i * k + j] : std::int8_t(p.x[i * k + j]);
+      }
+    }
+    for (std::int64_t j = 0; j < n; ++j) {
+      const std::int64_t block = KBlock(e.w_zero, c.spec.group);
+      float f = 0;
+      std::int64_t total = 0;
+      for (std::int64_t b = 0; b < std::max<std::int64_t>(k, 1); b += block) {
+        const std::int64_t column = c.spec.group > 0 ? b / block * n + j : j;
+        const std::int64_t w_zero = e.w_zero ? p.w_zero[column] : 0;
+        std::int64_t acc = 0;
+        for (std::int64_t q = b; q < std::min(k, b + block); ++q)
+          acc += (row[q] - zero) * (p.w[q * n + j] - w_zero);
+        const float term = c.spec.group > 0 ? float(acc) * p.w_scale[column] : float(acc);
+        f = b == 0 ? term : f + term;
+        total += acc;
+      }
+      const std::int64_t at = i * n + j;
+      if (e.out == OutType::kS32) {
+        const auto wrapped = std::uint32_t(std::uint64_t(total));
+        std::memcpy(&out[4 * at], &wrapped, 4);
+        continue;
+      }
+      const bool per_row = IsFloat(c.spec.x) || e.x_scale == Granularity::kRow;
+      float y = c.spec.group > 0 ? f * row_scale
+                : per_row        ? (f * p.w_scale[j]) * row_scale
+                                 : f * (row_scale * p.w_scale[j]);
+      if (e.bias) y = y + p.bias[j];
+      if (e.residual != ResidualType::kNone) y = y + ResidualAt(p, e.residual, at);
+      y = Activate(e.activation, y);
+      if (e.out == OutType::kF32) {
+        Set(out, at, y);
+      } else if (e.out == OutType::kBf16) {
+        Set(out, at, ToBf16(y));
+      } else if (e.out == OutType::kF16) {
+        Set(out, at, ToF16(y));
+      } else {
+        const double low = e.out == OutType::kU8 ? 0 : -128, high = low + 255;
+        const float t = y * (1.0F / p.out_scale[e.out_scale_per_column ? j : 0]);
+        const double q = std::isnan(t) ? p.out_zero : std::nearbyint(double(t)) + p.out_zero;
+        out[at] = std::uint8_t(int(std::clamp(q, low, high)));
+      }
+    }
+  }
+  return out;
+}
+
+}  // namespace qgemm::test

@@ -1,0 +1,136 @@
+// Cases: regimes, forms of quantization and epilogues in pairs, and at random.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "call.h"
+#include "gemm/kernel.h"
+#include "pairwise.h"
+#include "problem.h"
+#include "random.h"
+
+namespace qgemm::test {
+
+inline GemmSpec RandomSpec() {
+  GemmSpec spec;
+  Epilogue& e = spec.epilogue;
+  spec.x = Pick<XType>({XType::kU8, XType::kS8, XType::kF32, XType::kBf16, XType::kF16});
+  e.out = Pick<OutType>(
+      {OutType::kF32, OutType::kBf16, OutType::kF16, OutType::kU8, OutType::kS8, OutType::kS32});
+  if (e.out == OutType::kS32 && IsFloat(spec.x)) e.out = OutType::kF32;
+  if (e.out != OutType::kS32) {
+    e.activation = Pick<Activation>({Activation::kNone, Activation::kNone, Activation::kRelu,
+                                     Activation::kGelu, Activation::kGeluTanh, Activation::kSilu});
+    e.residual = Pick<ResidualType>({ResidualType::kNone, ResidualType::kNone, ResidualType::kF32,
+                                     ResidualType::kBf16, ResidualType::kF16});
+    e.out_scale_per_column = IsQuantized(e.out) && Random(0, 1);
+    spec.group = Pick<std::int64_t>({0, 0, 0, 16, 32, 128});
+  }
+  e.w_zero = Random(0, 2) == 0;
+  e.bias = e.out != OutType::kS32 && Random(0, 1);
+  if (!IsFloat(spec.x)) {
+    e.x_zero = Pick<Granularity>({Granularity::kNone, Granularity::kTensor, Granularity::kRow});
+    e.x_scale = e.out == OutType::kS32
+                    ? Granularity::kTensor
+                    : Pick<Granularity>({Granularity::kTensor, Granularity::kRow});
+  }
+  return spec;
+}
+
+// How a product runs (gemm/plan.h), by its shape and the number of threads.
+enum class Regime {
+  kTiny,
+  kTiles,
+  kByRows,
+  kByColumns,
+  kKParts,
+  kKBlocks,
+  kBatch,
+  kLargeBatch,
+  kRagged
+};
+constexpr int kRegimes = 9;
+
+inline Case CaseOf(Regime regime, Isa isa) {
+  const std::vector<std::int64_t> edges = {1,  2,  3,  4,  5,  7,  8,  9,  15,  16,  17,
+                                           31, 33, 47, 48, 63, 64, 65, 80, 127, 128, 129};
+  const std::int64_t rows = FamilyOf(isa).max_rows;
+  const auto threads = int(Random(2, 3));
+  const std::int64_t m = Random(1, rows + 1), n = Pick(edges), k = Pick(edges);
+  switch (regime) {
+    case Regime::kTiny:
+      return {{m, n, k}, {}, isa, 1};
+    case Regime::kTiles:
+      return {{Random(rows, 2 * rows + 2), n, Random(1, 300)}, {}, isa, 1};
+    case Regime::kByRows:
+      return {{2 * rows * threads + Random(0, 70), n + 64, 300 + k}, {}, isa, threads};
+    case Regime::kByColumns:
+      return {{Random(1, 7), 640 + n, 1500 + k}, {}, isa, threads};
+    case Regime::kKParts:
+      return {{Random(1, 12), n, 5000 + k}, {}, isa, int(Random(2, 5))};
+    case Regime::kKBlocks:
+      return {{Random(1, 3), Random(1, 20), Pick<std::int64_t>({32769, 65540, 66400})},
+              {},
+              isa,
+              threads};
+    case Regime::kBatch:
+      return {{m, n, k, Random(2, 5)}, {}, isa, threads};
+    case Regime::kLargeBatch:
+      return {{m, n + 64, 400 + k, 4 * threads + Random(0, 3)}, {}, isa, threads};
+    case Regime::kRagged:
+      break;
+  }
+  return {{Random(1, 3 * rows), n, k, Random(1, 5), true}, {}, isa, threads};
+}
+
+// Every regime, form of quantization and epilogue with every other, in pairs.
+template <class Check>
+void Sweep(Isa isa, const Check& check) {
+  struct XForm {
+    XType type;
+    Granularity scale, zero;
+  };
+  constexpr Granularity kNone = Granularity::kNone, kTensor = Granularity::kTensor,
+                        kRow = Granularity::kRow;
+  const std::vector<XForm> x_forms = {
+      {XType::kU8, kTensor, kNone}, {XType::kU8, kTensor, kTensor}, {XType::kU8, kRow, kRow},
+      {XType::kS8, kTensor, kNone}, {XType::kS8, kRow, kNone},      {XType::kS8, kTensor, kTensor},
+      {XType::kS8, kRow, kRow},     {XType::kF32, kTensor, kNone},  {XType::kBf16, kTensor, kNone},
+      {XType::kF16, kTensor, kNone}};
+  constexpr int kIntegers = 7;
+  const std::vector<std::int64_t> groups = {0, 16, 32, 64, 128};
+  const std::vector<OutType> outs = {OutType::kF32, OutType::kBf16, OutType::kF16, OutType::kU8,
+                                     OutType::kS8,  OutType::kU8,   OutType::kS8};
+  constexpr int kPerTensor = 5;
+  const std::vector<int> sizes = {kRegimes, int(x_forms.size()), int(groups.size()), 2, 2, 4,
+                                  5,        int(outs.size())};
+  for (const std::vector<int>& v : Pairwise(sizes, rng)) {
+    Case c = CaseOf(Regime(v[0]), isa);
+    Epilogue& e = c.spec.epilogue;
+    const XForm& x = x_forms[std::size_t(v[1])];
+    c.spec.x = x.type;
+    e.x_scale = x.scale;
+    e.x_zero = x.zero;
+    c.spec.group = groups[std::size_t(v[2])];
+    e.w_zero = v[3] == 1;
+    e.bias = v[4] == 1;
+    e.residual = ResidualType(v[5]);
+    e.activation = Activation(v[6]);
+    e.out = outs[std::size_t(v[7])];
+    e.out_scale_per_column = v[7] >= kPerTensor;
+    check(c);
+  }
+  // The sums themselves: of integers, and without an epilogue.
+  for (const std::vector<int>& v : Pairwise({kRegimes, kIntegers, 2}, rng)) {
+    Case c = CaseOf(Regime(v[0]), isa);
+    const XForm& x = x_forms[std::size_t(v[1])];
+    c.spec.x = x.type;
+    c.spec.epilogue.x_zero = x.zero;
+    c.spec.epilogue.w_zero = v[2] == 1;
+    c.spec.epilogue.out = OutType::kS32;
+    check(c);
+  }
+}
+
+}  // namespace qgemm::test
