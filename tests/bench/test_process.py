@@ -102,3 +102,14 @@ def test_a_stopped_worker_dies_with_its_parent(library):
     parent = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     pid = int(parent.stdout)
     assert wait_for(lambda: state(pid) in ("", "Z"))
+
+
+@linux
+def test_large_results_keep_their_memory(library, monkeypatch):
+    # Unless whoever runs the benchmark says otherwise.
+    code = """
+    VERSION = " ".join(os.environ[f"MALLOC_{name}_THRESHOLD_"] for name in ("MMAP", "TRIM"))
+    """
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
+    with started(library("memory", code)) as worker:
+        assert worker.wait_until_ready() == f"{2**32} 65536"
