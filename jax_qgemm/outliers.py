@@ -18,7 +18,7 @@ def outlier_density(w: PackedWeight) -> jax.Array:
     CPUs without VNNI multiply large products in int16, at up to 1.5 times the speed, if few weights
     have to be taken out: about 4 % of normally distributed ones, 30 % of uniformly distributed
     ones, none that stay within ±32. Results are the same bits either way. FBGEMM's counterpart is
-    the outlier-aware split of arXiv 2101.05615, section 4.2.
+    the outlier-aware split of arXiv 2101.05615.
 
     Raises:
       TypeError: w is no PackedWeight.

@@ -1,5 +1,5 @@
 // Splits panels for acc16.cc and multiplies the outliers: the counterpart of FBGEMM's sparse part
-// (arXiv 2101.05615, section 4.2), but exact. FBGEMM takes out what passes a number of bits; here
+// (arXiv 2101.05615), but exact. FBGEMM takes out what passes a number of bits; here
 // it is what two quads of a column can add up to beyond int16, so that kernels never saturate.
 //
 // Outliers are rare and lie anywhere, so they go through a copy of x whose columns are contiguous:
