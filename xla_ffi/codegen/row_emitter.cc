@@ -79,7 +79,7 @@ class RowEmitter final : public VectorEmitter {
   Vec Low() const { return V(9); }
   Vec High() const { return V(10); }
   Vec ZeroPoint() const { return V(11); }
-  Vec Order() const { return V(9); }
+  QuantizedStore Store() const { return {V(9), ZeroPoint(), V(9), V(4), false, false}; }
 
   int x_bytes() const { return key_.x == XType::kF32 ? 4 : 2; }
   int q_bytes() const { return key_.op == RowOp::kToInt16 ? 2 : 1; }
@@ -101,8 +101,7 @@ class RowEmitter final : public VectorEmitter {
     }
     vbroadcastss(Inverse(), dword[reg_args + offsetof(QuantizeArgs, inverse)]);
     if (key_.op == RowOp::kInRangeToByte) {
-      vpbroadcastw(ZeroPoint(), word[reg_args + offsetof(QuantizeArgs, zero)]);
-      LoadQuantizedOrder(Order());
+      LoadQuantizedStore(Store(), reg_args + offsetof(QuantizeArgs, zero));
       return;
     }
     vbroadcastss(Low(), dword[reg_args + offsetof(QuantizeArgs, low)]);
@@ -113,7 +112,7 @@ class RowEmitter final : public VectorEmitter {
   void Steps(int count) {
     for (int i = 0; i < count; ++i) Step(i);
     if (key_.op == RowOp::kInRangeToByte) {
-      StoreQuantized(reg_q, {V(0), V(1), V(2), V(3)}, count, ZeroPoint(), Order(), V(4), false);
+      StoreQuantized(reg_q, {V(0), V(1), V(2), V(3)}, count, Store());
     }
   }
 
@@ -135,10 +134,10 @@ class RowEmitter final : public VectorEmitter {
       vcvtps2dq(v, v);
       return;
     }
-    NanToZero(v, V(4 + i));
-    vmaxps(v, v, Low());
-    vminps(v, v, High());
-    vcvtps2dq(v, v);
+    // With v second: NaN stays. 0 is within the range.
+    vmaxps(v, Low(), v);
+    vminps(v, High(), v);
+    RoundToInt(v, V(4 + i));
     vpaddd(v, v, ZeroPoint());
     const RegExp q = reg_q + i * lanes() * q_bytes();
     if (key_.op == RowOp::kToByte) {

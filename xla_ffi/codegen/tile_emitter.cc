@@ -220,29 +220,27 @@ void TileEmitter::Activate() {
 }
 
 // rne(y / out_scale) as int32, NaN counting as 0; below the range of int32 it is the least int32,
-// as the conversion has it. What lies beyond int16 is for StoreQuantized to saturate.
+// as the conversion has it. What lies beyond int16 is for StoreQuantized to saturate, and what lies
+// below 0, for relu; NaN then is the least int32, too.
 void TileEmitter::Requantize(int vector) {
   constexpr std::uint32_t kInt16Max = 0x46fffe00;  // 32767.0F
   const Epilogue& e = key_.epilogue;
-  const Vec inverse = Temporary(0), zero = Temporary(1), temporary = Temporary(2);
+  const Vec inverse = Temporary(0), most = Temporary(1), temporary = Temporary(2);
   if (e.out_scale_per_column) {
     vmovups(inverse, ptr[reg_inverses + vector * vector_bytes()]);
   } else if (vector == 0) {
     vbroadcastss(inverse, dword[reg_args + QGEMM_ARG(out_inverse)]);
   }
-  const bool relu = e.activation == Activation::kRelu;
-  if (relu && vector == 0) Zero(zero);
+  if (vector == 0) LoadConstant(most, kInt16Max);
   for (int row = 0; row < rows(); ++row) {
     const Vec y = Accumulator(row, vector);
     vmulps(y, y, inverse);
-    if (relu) {
-      // The scale is positive, so relu may come after it. max(y, 0) with 0 second: NaN becomes 0.
-      vmaxps(y, y, zero);
+    vminps(y, most, y);  // with y second: NaN stays
+    if (e.activation == Activation::kRelu) {
+      vcvtps2dq(y, y);
     } else {
-      NanToZero(y, temporary);
+      RoundToInt(y, temporary);
     }
-    vminps(y, y, Constant(kInt16Max));
-    vcvtps2dq(y, y);
   }
 }
 
@@ -250,15 +248,15 @@ void TileEmitter::StoreRow(int row) {
   const OutType out = key_.epilogue.out;
   if (IsQuantized(out)) {
     // Four vectors become one.
-    if (row == 0) {
-      LoadQuantizedOrder(Temporary(0));
-      vpbroadcastw(Temporary(1), word[reg_args + QGEMM_ARG(out_zero)]);
-    }
+    const bool relu = key_.epilogue.activation == Activation::kRelu;
+    const QuantizedStore store{Temporary(0), Temporary(1), Temporary(2),
+                               Temporary(3), relu,         out == OutType::kS8};
+    if (row == 0) LoadQuantizedStore(store, reg_args + QGEMM_ARG(out_zero));
     for (int first = 0; first < vectors_; first += 4) {
       const int count = std::min(4, vectors_ - first);
       const auto y = [&](int i) { return Accumulator(row, first + (i < count ? i : 0)); };
       StoreQuantized(Row(reg_a, reg_a3, row, first * lanes()), {y(0), y(1), y(2), y(3)}, count,
-                     Temporary(1), Temporary(0), Temporary(2), out == OutType::kS8);
+                     store);
     }
     return;
   }

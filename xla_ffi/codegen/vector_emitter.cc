@@ -95,13 +95,14 @@ void VectorEmitter::Round(const Vec& to, const Vec& v) {
   }
 }
 
-void VectorEmitter::NanToZero(const Vec& v, const Vec& temporary) {
+void VectorEmitter::RoundToInt(const Vec& v, const Vec& temporary) {
   if (wide_) {
     vcmpps(k1, v, v, kOrdered);
-    vmovaps(v | k1 | T_z, v);
+    vcvtps2dq(v | k1 | T_z, v);
   } else {
     vcmpps(temporary, v, v, kOrdered);
     vandps(v, v, temporary);
+    vcvtps2dq(v, v);
   }
 }
 
@@ -118,30 +119,37 @@ void VectorEmitter::StoreByte(const RegExp& to, const Vec& v) {
   vmovq(qword[to], x);
 }
 
+void VectorEmitter::LoadQuantizedStore(const QuantizedStore& store, const RegExp& zero_point) {
+  orders_quantized_ = true;
+  vmovups(store.order, ptr[rip + quantized_order_]);
+  vpbroadcastw(store.zero_point, word[zero_point]);
+  if (store.relu) vpbroadcastb(store.floor, byte[zero_point]);
+}
+
 // Packing works within 128-bit lanes: dword `vector` of lane `lane` holds four bytes of a vector.
 void VectorEmitter::StoreQuantized(const RegExp& to, const Vec (&v)[4], int count,
-                                   const Vec& zero_point, const Vec& order, const Vec& temporary,
-                                   bool is_signed) {
+                                   const QuantizedStore& store) {
   const Vec& low = v[0];
-  const Vec& high = count > 2 ? v[2] : temporary;
+  const Vec& high = count > 2 ? v[2] : low;
   if (count > 2) {
     vpackssdw(high, v[2], v[3]);
-    vpaddsw(high, high, zero_point);
+    vpaddsw(high, high, store.zero_point);
   }
   vpackssdw(low, v[0], v[1]);
-  vpaddsw(low, low, zero_point);
-  const Vec& top = count > 2 ? high : low;
-  if (is_signed) {
-    vpacksswb(low, low, top);
+  vpaddsw(low, low, store.zero_point);
+  if (store.is_signed) {
+    vpacksswb(low, low, high);
+    if (store.relu) vpmaxsb(low, low, store.floor);
   } else {
-    vpackuswb(low, low, top);
+    vpackuswb(low, low, high);
+    if (store.relu) vpmaxub(low, low, store.floor);
   }
   if (wide_) {
-    vpermd(Zmm(low.getIdx()), Zmm(order.getIdx()), Zmm(low.getIdx()));
+    vpermd(Zmm(low.getIdx()), Zmm(store.order.getIdx()), Zmm(low.getIdx()));
   } else {
-    vpermd(Ymm(low.getIdx()), Ymm(order.getIdx()), Ymm(low.getIdx()));
+    vpermd(Ymm(low.getIdx()), Ymm(store.order.getIdx()), Ymm(low.getIdx()));
   }
-  StoreBytes(to, low, count * lanes(), temporary);
+  StoreBytes(to, low, count * lanes(), store.temporary);
 }
 
 // The first 8, 16, 24, 32, 48 or 64 bytes of a vector.
@@ -161,11 +169,6 @@ void VectorEmitter::StoreBytes(const RegExp& to, const Vec& v, int bytes, const 
   } else {
     vmovq(qword[to], x);
   }
-}
-
-void VectorEmitter::LoadQuantizedOrder(const Vec& order) {
-  orders_quantized_ = true;
-  vmovups(order, ptr[rip + quantized_order_]);
 }
 
 void VectorEmitter::StoreInt16(const RegExp& to, const Vec& v) {

@@ -55,19 +55,24 @@ class VectorEmitter : public Xbyak::CodeGenerator {
     }
   }
 
-  void Round(const Vec& to, const Vec& v);  // to nearest, ties to even
-  void NanToZero(const Vec& v, const Vec& temporary);
+  void Round(const Vec& to, const Vec& v);              // to nearest, ties to even
+  void RoundToInt(const Vec& v, const Vec& temporary);  // the same, as int32; NaN counts as 0
   // Narrowing stores, of bytes unsigned. Lanes are already within the range of the target; v is
   // clobbered.
   void StoreByte(const RegExp& to, const Vec& v);
   void StoreInt16(const RegExp& to, const Vec& v);
+  // What StoreQuantized needs in registers. Zero points are int16 in `zero_point`, bytes in
+  // `floor`; `temporary` is clobbered.
+  struct QuantizedStore {
+    Vec order, zero_point, floor, temporary;
+    bool relu, is_signed;
+  };
+  // `zero_point` is an int32 in memory.
+  void LoadQuantizedStore(const QuantizedStore& store, const RegExp& zero_point);
   // Stores `count` vectors of int32, 1 to 4, as bytes that follow each other: each value saturates
-  // to int16, has a zero point added and saturates to a byte. `zero_point` holds it as int16,
-  // `order` is of LoadQuantizedOrder. All four vectors, equal or not, and `temporary` are
-  // clobbered.
-  void StoreQuantized(const RegExp& to, const Vec (&v)[4], int count, const Vec& zero_point,
-                      const Vec& order, const Vec& temporary, bool is_signed);
-  void LoadQuantizedOrder(const Vec& order);
+  // to int16, has the zero point added, saturates to a byte and, for relu, is no less than the zero
+  // point. All four vectors, equal or not, are clobbered.
+  void StoreQuantized(const RegExp& to, const Vec (&v)[4], int count, const QuantizedStore& store);
   void StoreBf16(const RegExp& to, const Vec& v, const Vec& t0, const Vec& t1);
   void StoreF16(const RegExp& to, const Vec& v);
 
