@@ -382,7 +382,8 @@ void RunItems(const Plan& plan, const WorkItem* items, const GemmOperands& opera
       }
     }
     for (std::int64_t p = 0; p < item.panels; ++p) {
-      const std::int64_t next = item.first_panel + (p + 1) % item.panels;
+      // Most likely this thread's, though another item's.
+      const std::int64_t next = (item.first_panel + p + 1) % plan.layout.Panels();
       runner->Run(item, new_rows && p == 0, item.first_panel + p, next);
     }
   }
