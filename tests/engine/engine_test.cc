@@ -19,6 +19,7 @@
 #include "gemm/names.h"
 #include "loops.h"
 #include "numerics.h"
+#include "packing.h"
 #include "sweep.h"
 
 namespace {
@@ -126,6 +127,7 @@ int main(int argc, char** argv) {
   ++(RunActivations() ? passed : failed);
   ++(RunHalf() ? passed : failed);
   ++(NamesDiffer() ? passed : failed);
+  ++(RunPacking() ? passed : failed);
   const auto check = [&](const Case& c) { ++(Run(c) ? passed : failed); };
   for (const Isa isa : isas) {
     const int max_rows = FamilyOf(isa).max_rows;

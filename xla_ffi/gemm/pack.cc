@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "runtime/cpu.h"
+
 #ifdef __SSE2__
 #include <emmintrin.h>
 #endif
@@ -16,18 +18,26 @@ constexpr int kShortQuads = 63;
 #ifdef __SSE2__
 
 // Of sixteen columns. What compilers make of the loops below packs at a third of the speed.
+template <bool kStream>
 void PackUnit(const std::int8_t* const rows[kQuad], std::int64_t first, std::int8_t* out,
               std::int16_t* sums) {
   const auto load = [](const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); };
   const auto store = [](void* p, __m128i v) { _mm_storeu_si128(static_cast<__m128i*>(p), v); };
+  const auto emit = [store](std::int8_t* p, __m128i v) {
+    if (kStream) {
+      _mm_stream_si128(reinterpret_cast<__m128i*>(p), v);
+    } else {
+      store(p, v);
+    }
+  };
   const __m128i a = load(rows[0] + first), b = load(rows[1] + first);
   const __m128i c = load(rows[2] + first), d = load(rows[3] + first);
   for (const bool high : {false, true}) {
     const __m128i ab = high ? _mm_unpackhi_epi8(a, b) : _mm_unpacklo_epi8(a, b);
     const __m128i cd = high ? _mm_unpackhi_epi8(c, d) : _mm_unpacklo_epi8(c, d);
     std::int8_t* const quads = out + (first + high * 8) * kQuad;
-    store(quads, _mm_unpacklo_epi16(ab, cd));
-    store(quads + 16, _mm_unpackhi_epi16(ab, cd));
+    emit(quads, _mm_unpacklo_epi16(ab, cd));
+    emit(quads + 16, _mm_unpackhi_epi16(ab, cd));
     // The low and the high bytes of eight int16, summed.
     const auto sum = [](__m128i v) {
       return _mm_add_epi16(_mm_srai_epi16(_mm_slli_epi16(v, 8), 8), _mm_srai_epi16(v, 8));
@@ -37,8 +47,11 @@ void PackUnit(const std::int8_t* const rows[kQuad], std::int64_t first, std::int
   }
 }
 
+void FinishStream() { _mm_sfence(); }
+
 #else
 
+template <bool kStream>
 void PackUnit(const std::int8_t* const rows[kQuad], std::int64_t first, std::int8_t* out,
               std::int16_t* sums) {
   for (std::int64_t j = first; j < first + kColumnUnit; ++j) {
@@ -49,13 +62,16 @@ void PackUnit(const std::int8_t* const rows[kQuad], std::int64_t first, std::int
   }
 }
 
+void FinishStream() {}
+
 #endif
 
 // Four rows of `width` bytes, a multiple of 16, become quads; what they sum to is added to `sums`.
+template <bool kStream>
 void PackQuad(const std::int8_t* const rows[kQuad], std::int64_t width, std::int8_t* out,
               std::int16_t* sums) {
   for (std::int64_t first = 0; first < width; first += kColumnUnit) {
-    PackUnit(rows, first, out, sums);
+    PackUnit<kStream>(rows, first, out, sums);
   }
 }
 
@@ -66,9 +82,8 @@ void MoveSums(std::int16_t* from, std::int32_t* to) {
   }
 }
 
-}  // namespace
-
-void PackPanel(const PackedLayout& layout, const PackOperands& operands, std::int64_t panel) {
+template <bool kStream>
+void PackColumns(const PackedLayout& layout, const PackOperands& operands, std::int64_t panel) {
   const std::int64_t first = panel * kPanelColumns;
   const std::int64_t width = layout.PanelWidth(panel);
   const std::int64_t valid = std::min(width, layout.n - first);
@@ -93,7 +108,7 @@ void PackPanel(const PackedLayout& layout, const PackOperands& operands, std::in
         std::memcpy(staged[i], row, std::size_t(valid));
         rows[i] = staged[i];
       }
-      PackQuad(rows, width, out, short_sums);
+      PackQuad<kStream>(rows, width, out, short_sums);
       out += kQuad * width;
       if (++short_quads == kShortQuads || k + kQuad >= end) {
         MoveSums(short_sums, block_sums);
@@ -106,6 +121,24 @@ void PackPanel(const PackedLayout& layout, const PackOperands& operands, std::in
     }
     sums += layout.n;
     if (zeros != nullptr && operands.group > 0) zeros += layout.n;
+  }
+}
+
+// Past the caches where the result would not stay in them: its lines then are not read first
+// (4096x16384 on Zen 4: 1.2 to 1.4 times as fast).
+bool Streams(const PackedLayout& layout, const PackOperands& operands) {
+  const bool aligned = reinterpret_cast<std::uintptr_t>(operands.packed) % 16 == 0;
+  return aligned && layout.Bytes() > std::int64_t(Cpu().l3_bytes / 4);
+}
+
+}  // namespace
+
+void PackPanel(const PackedLayout& layout, const PackOperands& operands, std::int64_t panel) {
+  if (Streams(layout, operands)) {
+    PackColumns<true>(layout, operands, panel);
+    FinishStream();
+  } else {
+    PackColumns<false>(layout, operands, panel);
   }
 }
 
