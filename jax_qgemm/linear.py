@@ -187,7 +187,7 @@ def _linear(function, x, w, bias, residual, *rest) -> jax.Array:
         return array is not None and array.ndim == len(batch) + rank
 
     def flat(array):
-        return array.reshape(-1, *array.shape[len(batch) :])
+        return array.reshape(math.prod(batch), *array.shape[len(batch) :])
 
     def split(array, rank: int):
         """The array with the batch in one dimension, and that for vmap."""

@@ -42,7 +42,7 @@ def _count(magnitudes: jax.Array) -> jax.Array:
     k, n = magnitudes.shape
     step = 4 * _QUADS
     padded = jnp.pad(magnitudes, ((0, -k % step), (0, 0)))
-    pairs = padded.reshape(-1, _QUADS, 2, 2, n)
+    pairs = padded.reshape(padded.shape[0] // step, _QUADS, 2, 2, n)
     parts = [pairs[:, quad, :, i] for quad in range(_QUADS) for i in range(2)]
     excess = jnp.maximum(sum(parts) - _MOST, 0)
     largest = jnp.max(jnp.stack(parts), axis=0)

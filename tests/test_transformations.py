@@ -226,6 +226,18 @@ def test_stacks_of_weights(batch, form, rng):
         assert out.shape == got.shape and out.scale.shape == (*(1,) * len(batch), 1, N)
 
 
+@pytest.mark.parametrize("m, k, n", [(0, 16, 5), (3, 0, 5), (3, 16, 0), (0, 0, 0)])
+@pytest.mark.parametrize("axes", [(), (0, 1)])
+def test_stacks_of_empty_products(m, k, n, axes):
+    w = jax.vmap(jq.pack_weight)(jnp.ones((2, k, n)))
+    x, bias, residual = jnp.ones((2, m, k)), jnp.ones((2, n)), jnp.ones((2, m, n))
+    q = jq.quantize(x, "int8", channelwise_axes=axes)
+    for operand in (x, q):
+        got = jq.dot(operand, w, bias=bias, residual=residual)
+        assert equal(got, jnp.full((2, m, n), 2.0))
+    assert jq.quantized_linear(q, w, out_scale=1.0).shape == (2, m, n)
+
+
 def test_vmap_parameters(rng, w):
     x = floats(rng, 6, K)
     bias, scales = floats(rng, 3, N), jnp.asarray([0.1, 0.2, 0.5])
