@@ -16,20 +16,20 @@ class Jitted:
     no page faults of fresh memory.
     """
 
-    def __init__(self, call: Callable[..., jax.Array], layers: Sequence[tuple[Any, ...]]):
-        """Compile `[call(*operands) for operands in layers]` and run it once.
+    def __init__(self, layers: Sequence[tuple[Callable[..., jax.Array], tuple[Any, ...]]]):
+        """Compile `[call(*operands) for call, operands in layers]` and run it once.
 
         Args:
-          call: one layer in JAX.
-          layers: operands of each layer, different in every one.
+          layers: of each the function in JAX, and operands of its own.
         """
+        calls = [call for call, _ in layers]
 
         def run(results, layers):
             del results
-            return [call(*operands) for operands in layers]
+            return [call(*operands) for call, operands in zip(calls, layers, strict=True)]
 
         self._run = jax.jit(run, donate_argnums=0, keep_unused=True)
-        self._layers = jax.tree.map(jnp.asarray, list(layers))
+        self._layers = jax.tree.map(jnp.asarray, [operands for _, operands in layers])
         shapes = jax.eval_shape(lambda layers: run(None, layers), self._layers)
         self.results: list[jax.Array] = [jnp.zeros(s.shape, s.dtype) for s in shapes]
         self()
