@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <set>
 #include <vector>
 
 #include "gemm/pack.h"
@@ -19,14 +20,11 @@ inline bool PacksByFormula(const PackedLayout& layout, std::int64_t offset) {
   for (auto& value : w) value = std::int8_t(Random(-128, 127));
   std::vector<std::int32_t> sums(blocks * n, 77), expected(blocks * n, 0);
   Threads pool;
-  Pack(layout, {w.data(), nullptr, packed.data() + offset, sums.data()}, pool, 2);
+  Pack(layout, PackOperands{w.data(), nullptr, packed.data() + offset, sums.data()}, pool, 2);
   std::int64_t wrong = 0;
   for (std::int64_t row = 0; row < layout.PaddedK(); ++row) {
     for (std::int64_t column = 0; column < layout.PaddedN(); ++column) {
-      const std::int64_t panel = column / kPanelColumns;
-      const std::int64_t quads = row / kQuad * layout.PanelWidth(panel) + column % kPanelColumns;
-      const std::int8_t found =
-          packed[offset + layout.PanelOffset(panel) + quads * kQuad + row % kQuad];
+      const std::int8_t found = packed[offset + layout.ElementOffset(row, column)];
       const bool valid = row < k && column < n;
       const std::int8_t value = valid ? w[row * n + column] : std::int8_t(0);
       wrong += found != value;
@@ -39,8 +37,34 @@ inline bool PacksByFormula(const PackedLayout& layout, std::int64_t offset) {
   return false;
 }
 
+inline bool PacksFloatsByFormula(const PackedLayout& layout) {
+  std::vector<std::uint16_t> w(layout.k * layout.n), packed(layout.Elements(), 77);
+  for (auto& value : w) value = std::uint16_t(Random(0, 65535));
+  Threads pool;
+  Pack(layout, PackFloatOperands{w.data(), packed.data()}, pool, 2);
+  std::set<std::int64_t> offsets;
+  std::int64_t wrong = 0;
+  for (std::int64_t row = 0; row < layout.PaddedK(); ++row) {
+    for (std::int64_t column = 0; column < layout.PaddedN(); ++column) {
+      const bool valid = row < layout.k && column < layout.n;
+      const std::int64_t offset = layout.ElementOffset(row, column);
+      offsets.insert(offset);
+      wrong += packed.at(offset) != (valid ? w[row * layout.n + column] : 0);
+    }
+  }
+  if (wrong == 0 && std::int64_t(offsets.size()) == layout.Elements()) return true;
+  std::printf("FAILED packing floats %lldx%lld\n", (long long)layout.k, (long long)layout.n);
+  return false;
+}
+
 inline bool RunPacking() {
   bool good = true;
+  for (const WType w : {WType::kF16, WType::kBf16}) {
+    for (const std::int64_t n : {1, 16, 17, 64, 100, 200}) {
+      good = PacksFloatsByFormula({37, n, w}) && good;
+      good = PacksFloatsByFormula({4, n, w}) && good;
+    }
+  }
   for (const std::int64_t offset : {0, 1}) {
     good = PacksByFormula({37, 100}, offset) && good;
     good = PacksByFormula({66000, 17}, offset) && good;

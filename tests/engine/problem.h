@@ -26,7 +26,9 @@ struct Case {
 
 struct Problem {
   std::vector<std::uint8_t> x;
-  std::vector<std::int8_t> w, packed;
+  std::vector<std::int8_t> w;
+  std::vector<float> w_float;  // exact in WType
+  std::vector<std::int8_t> packed;
   std::vector<std::int32_t> sums, w_zero, x_zero;
   std::vector<float> w_scale, x_scale, bias, out_scale;
   std::vector<std::uint8_t> residual;
@@ -114,19 +116,72 @@ inline Problem MakeProblem(const Case& c) {
     if (e.residual == ResidualType::kF16) Set(p.residual, i, ToF16(v));
   }
   p.out_zero = int(e.out == OutType::kU8 ? Random(0, 255) : Random(-128, 127));
-  const PackedLayout layout{k, n};
+  const PackedLayout layout{k, n, c.spec.w};
   p.packed.assign(layout.Bytes(), 77);
   p.sums.assign(blocks * n, 77);
   Threads pool;
+  if (IsFloat(c.spec.w)) {
+    std::vector<std::uint16_t> bits;
+    for (std::int64_t i = 0; i < n * k; ++i) {
+      float v = RandomFloat() * std::exp2(float(Random(-12, 3)));
+      if (style == 3 && i % 97 == 5) v *= 1e-6F;  // subnormal in float16
+      if (style == 4 && i % 101 == 6) v = INFINITY;
+      const bool half = c.spec.w == WType::kF16;
+      bits.push_back(half ? ToF16(v).bits : ToBf16(v).bits);
+      p.w_float.push_back(half ? ToFloat(F16{bits.back()}) : ToFloat(Bf16{bits.back()}));
+    }
+    auto* packed = reinterpret_cast<std::uint16_t*>(p.packed.data());
+    Pack(layout, PackFloatOperands{bits.data(), packed}, pool, 2);
+    return p;
+  }
   Pack(layout,
-       {p.w.data(), e.w_zero ? p.w_zero.data() : nullptr, p.packed.data(), p.sums.data(),
-        c.spec.group},
+       PackOperands{p.w.data(), e.w_zero ? p.w_zero.data() : nullptr, p.packed.data(),
+                    p.sums.data(), c.spec.group},
        pool, 2);
   return p;
 }
 
+// What follows the scales.
+inline void Output(const Case& c, const Problem& p, std::int64_t at, float y,
+                   std::vector<std::uint8_t>& out) {
+  const Epilogue& e = c.spec.epilogue;
+  const std::int64_t column = at % c.shape.n;
+  if (e.bias) y = y + p.bias[column];
+  if (e.residual != ResidualType::kNone) y = y + ResidualAt(p, e.residual, at);
+  y = Activate(e.activation, y);
+  if (e.out == OutType::kF32) {
+    Set(out, at, y);
+  } else if (e.out == OutType::kBf16) {
+    Set(out, at, ToBf16(y));
+  } else if (e.out == OutType::kF16) {
+    Set(out, at, ToF16(y));
+  } else {
+    const double low = e.out == OutType::kU8 ? 0 : -128, high = low + 255;
+    const float t = y * (1.0F / p.out_scale[e.out_scale_per_column ? column : 0]);
+    const double q = std::isnan(t) ? p.out_zero : std::nearbyint(double(t)) + p.out_zero;
+    out[at] = std::uint8_t(int(std::clamp(q, low, high)));
+  }
+}
+
+// Float weights: products and sums fused, K ascending.
+inline std::vector<std::uint8_t> FloatReference(const Case& c, const Problem& p) {
+  const auto& [m, n, k, batch, ragged] = c.shape;
+  std::vector<std::uint8_t> out(m * n * SizeOf(c.spec.epilogue.out));
+  for (std::int64_t i = 0; i < m; ++i) {
+    for (std::int64_t j = 0; j < n; ++j) {
+      float sum = 0;
+      for (std::int64_t q = 0; q < k; ++q) {
+        sum = std::fma(XFloat(p, c.spec.x, i * k + q), p.w_float[q * n + j], sum);
+      }
+      Output(c, p, i * n + j, sum, out);
+    }
+  }
+  return out;
+}
+
 // numerics, one element at a time.
 inline std::vector<std::uint8_t> Reference(const Case& c, const Problem& p) {
+  if (IsFloat(c.spec.w)) return FloatReference(c, p);
   const std::int64_t m = c.shape.m, n = c.shape.n, k = c.shape.k;
   const Epilogue& e = c.spec.epilogue;
   std::vector<std::uint8_t> out(m * n * SizeOf(e.out));
@@ -180,24 +235,11 @@ inline std::vector<std::uint8_t> Reference(const Case& c, const Problem& p) {
         continue;
       }
       const bool per_row = IsFloat(c.spec.x) || e.x_scale == Granularity::kRow;
-      float y = c.spec.group > 0 ? f * row_scale
-                : per_row        ? (f * p.w_scale[j]) * row_scale
-                                 : f * (row_scale * p.w_scale[j]);
-      if (e.bias) y = y + p.bias[j];
-      if (e.residual != ResidualType::kNone) y = y + ResidualAt(p, e.residual, at);
-      y = Activate(e.activation, y);
-      if (e.out == OutType::kF32) {
-        Set(out, at, y);
-      } else if (e.out == OutType::kBf16) {
-        Set(out, at, ToBf16(y));
-      } else if (e.out == OutType::kF16) {
-        Set(out, at, ToF16(y));
-      } else {
-        const double low = e.out == OutType::kU8 ? 0 : -128, high = low + 255;
-        const float t = y * (1.0F / p.out_scale[e.out_scale_per_column ? j : 0]);
-        const double q = std::isnan(t) ? p.out_zero : std::nearbyint(double(t)) + p.out_zero;
-        out[at] = std::uint8_t(int(std::clamp(q, low, high)));
-      }
+      Output(c, p, at,
+             c.spec.group > 0 ? f * row_scale
+             : per_row        ? (f * p.w_scale[j]) * row_scale
+                              : f * (row_scale * p.w_scale[j]),
+             out);
     }
   }
   return out;

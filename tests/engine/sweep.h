@@ -27,7 +27,9 @@ inline GemmSpec RandomSpec() {
     e.out_scale_per_column = IsQuantized(e.out) && Random(0, 1);
     spec.group = Pick<std::int64_t>({0, 0, 0, 16, 32, 128});
   }
+  if (IsFloat(spec.x) && Random(0, 1)) spec.w = Pick<WType>({WType::kF16, WType::kBf16});
   e.w_zero = Random(0, 2) == 0;
+  if (IsFloat(spec.w)) spec.group = 0, e.w_zero = false;
   e.bias = e.out != OutType::kS32 && Random(0, 1);
   if (!IsFloat(spec.x)) {
     e.x_zero = Pick<Granularity>({Granularity::kNone, Granularity::kTensor, Granularity::kRow});
@@ -119,6 +121,20 @@ void Sweep(Isa isa, const Check& check) {
     e.activation = Activation(v[6]);
     e.out = outs[std::size_t(v[7])];
     e.out_scale_per_column = v[7] >= kPerTensor;
+    check(c);
+  }
+  // Float weights.
+  const std::vector<XType> float_x = {XType::kF32, XType::kBf16, XType::kF16};
+  for (const std::vector<int>& v : Pairwise({kRegimes, 3, 2, 2, 4, 5, int(outs.size())}, rng)) {
+    Case c = CaseOf(Regime(v[0]), isa);
+    Epilogue& e = c.spec.epilogue;
+    c.spec.x = float_x[std::size_t(v[1])];
+    c.spec.w = v[2] == 0 ? WType::kF16 : WType::kBf16;
+    e.bias = v[3] == 1;
+    e.residual = ResidualType(v[4]);
+    e.activation = Activation(v[5]);
+    e.out = outs[std::size_t(v[6])];
+    e.out_scale_per_column = v[6] >= kPerTensor;
     check(c);
   }
   // The sums themselves: of integers, and without an epilogue.

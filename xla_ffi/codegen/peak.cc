@@ -13,12 +13,16 @@ constexpr int kRepeats = 8;  // of all sums in one iteration
 
 class PeakEmitter final : public Xbyak::CodeGenerator {
  public:
-  explicit PeakEmitter(Isa isa) : CodeGenerator(4096, Xbyak::DontSetProtectRWE) {
+  PeakEmitter(Isa isa, bool floats) : CodeGenerator(4096, Xbyak::DontSetProtectRWE) {
     Xbyak::Label loop;
     L(loop);
     for (int i = 0; i < kRepeats * kSums; i += 2) {
       const int sum = i % kSums;
-      if (isa == Isa::kAmxInt8) {
+      if (floats && isa == Isa::kAvx512Bw) {
+        FusedMultiplyAdd<Xbyak::Zmm>(sum);
+      } else if (floats) {
+        FusedMultiplyAdd<Xbyak::Ymm>(sum);
+      } else if (isa == Isa::kAmxInt8) {
         for (const int t : {sum % 4, sum % 4 + 1}) {
           tdpbusd(Xbyak::Tmm(t), Xbyak::Tmm(4 + t / 2), Xbyak::Tmm(6 + t % 2));
         }
@@ -47,15 +51,21 @@ class PeakEmitter final : public Xbyak::CodeGenerator {
   }
 
   template <class Vec>
+  void FusedMultiplyAdd(int sum) {
+    for (const int i : {0, 1}) vfmadd231ps(Vec(sum + i), Vec(14), Vec(15));
+  }
+
+  template <class Vec>
   void MultiplyAdd(int sum) {
     for (const int i : {0, 1}) vpmaddwd(Vec(12 + i), Vec(14), Vec(15));
     for (const int i : {0, 1}) vpaddd(Vec(sum + i), Vec(sum + i), Vec(12 + i));
   }
 };
 
-PeakLoop Generate(Isa isa, double macs_per_instruction) {
+PeakLoop Generate(Isa isa, double macs_per_instruction, bool floats = false) {
   const auto* emitter =  // lives as long as the process
-      GenerateKernel<PeakEmitter>(IsaName(isa), "peak", isa).release();
+      GenerateKernel<PeakEmitter>(IsaName(isa), floats ? "peak_float" : "peak", isa, floats)
+          .release();
   return {emitter->getCode<void (*)(std::int64_t)>(), kRepeats * kSums * macs_per_instruction};
 }
 
@@ -68,6 +78,16 @@ PeakLoop Avx2Peak() {
 
 PeakLoop Avx512BwPeak() {
   static const PeakLoop loop = Generate(Isa::kAvx512Bw, 32);
+  return loop;
+}
+
+PeakLoop Avx2FloatPeak() {
+  static const PeakLoop loop = Generate(Isa::kAvx2, 8, true);
+  return loop;
+}
+
+PeakLoop Avx512FloatPeak() {
+  static const PeakLoop loop = Generate(Isa::kAvx512Bw, 16, true);
   return loop;
 }
 

@@ -39,6 +39,7 @@ class RowEmitter final : public VectorEmitter {
     const RowKernels portable = PortableRows(key_.x);
     mov(rax, key_.op == RowOp::kRange     ? std::size_t(portable.range)
              : key_.op == RowOp::kToInt16 ? std::size_t(portable.to_int16)
+             : key_.op == RowOp::kToF32   ? std::size_t(portable.to_f32)
                                           : std::size_t(portable.to_byte));
     jmp(rax);
 
@@ -71,7 +72,10 @@ class RowEmitter final : public VectorEmitter {
  private:
   static constexpr int kUnroll = 4;
 
-  const Xbyak::Reg64 reg_x{rdi}, reg_count{rsi}, reg_args{rdx}, reg_q{rcx};
+  const RowKey key_;
+
+  const Xbyak::Reg64 reg_x{rdi}, reg_count{rsi}, reg_args{rdx};
+  const Xbyak::Reg64 reg_q = key_.op == RowOp::kToF32 ? rdx : rcx;
 
   // Range: lows in 0..3, highs in 4..7, 0 * x in 8..11, x in 12..15.
   // Quantize: values in 0..3, temporaries in 4..7, the parameters in 8..11.
@@ -82,7 +86,7 @@ class RowEmitter final : public VectorEmitter {
   QuantizedStore Store() const { return {V(9), ZeroPoint(), V(9), V(4), false, false}; }
 
   int x_bytes() const { return key_.x == XType::kF32 ? 4 : 2; }
-  int q_bytes() const { return key_.op == RowOp::kToInt16 ? 2 : 1; }
+  int q_bytes() const { return key_.op == RowOp::kToF32 ? 4 : key_.op == RowOp::kToInt16 ? 2 : 1; }
 
   void Load(const Vec& to, const RegExp& from) {
     if (key_.x == XType::kF32) {
@@ -95,6 +99,7 @@ class RowEmitter final : public VectorEmitter {
   }
 
   void Prologue() {
+    if (key_.op == RowOp::kToF32) return;
     if (key_.op == RowOp::kRange) {
       for (int i = 0; i < 3 * kUnroll; ++i) Zero(V(i));
       return;
@@ -129,6 +134,10 @@ class RowEmitter final : public VectorEmitter {
     }
     const Vec v = V(i);
     Load(v, x);
+    if (key_.op == RowOp::kToF32) {
+      vmovups(ptr[reg_q + i * vector_bytes()], v);
+      return;
+    }
     vmulps(v, v, Inverse());
     if (key_.op == RowOp::kInRangeToByte) {
       vcvtps2dq(v, v);
@@ -200,8 +209,6 @@ class RowEmitter final : public VectorEmitter {
       vpor(to, a, b);
     }
   }
-
-  const RowKey key_;
 };
 
 template <class Fn>
@@ -220,7 +227,8 @@ RowKernels GeneratedRows(VectorWidth width, XType x) {
   return {Generate<RangeFn>({width, x, RowOp::kRange}),
           Generate<QuantizeFn>({width, x, RowOp::kToByte}),
           Generate<QuantizeFn>({width, x, RowOp::kToInt16}),
-          Generate<QuantizeFn>({width, x, RowOp::kInRangeToByte})};
+          Generate<QuantizeFn>({width, x, RowOp::kInRangeToByte}),
+          Generate<WidenFn>({width, x, RowOp::kToF32})};
 }
 
 }  // namespace qgemm

@@ -134,7 +134,10 @@ void TileEmitter::Advance(int quads, int a_bytes) {
 void TileEmitter::End() {
   const Epilogue& e = key_.epilogue;
   LoadRowBases(QGEMM_ARG(out), QGEMM_ARG(out_stride));
-  if (e.out != OutType::kS32) {
+  if (e.float_sums) {
+    mov(reg_bias, ptr[reg_args + QGEMM_ARG(bias)]);
+    if (e.bias) AddBias();
+  } else if (e.out != OutType::kS32) {
     mov(reg_column_scales, ptr[reg_args + QGEMM_ARG(column_scales)]);
     mov(reg_bias, ptr[reg_args + QGEMM_ARG(bias)]);
     mov(reg_row_scales, ptr[reg_args + QGEMM_ARG(row_scales)]);
@@ -178,6 +181,15 @@ void TileEmitter::ScaleColumns(int vector) {
       WithScalar(&CodeGenerator::vmulps, y, reg_args + QGEMM_ARG(x_scale), scalar);
     }
     if (e.bias) vaddps(y, y, ptr[reg_bias + offset]);
+  }
+}
+
+void TileEmitter::AddBias() {
+  for (int row = 0; row < rows(); ++row) {
+    for (int vector = 0; vector < vectors_; ++vector) {
+      const Vec y = Accumulator(row, vector);
+      vaddps(y, y, ptr[reg_bias + vector * vector_bytes()]);
+    }
   }
 }
 

@@ -25,7 +25,8 @@ class TileEmitter : public ActivationEmitter {
   bool streams() const { return key_.streams; }
   int panel_bytes() const { return key_.panel_columns * 4; }  // from quad to quad
 
-  // The sums of one row and one vector of columns, as int32, when the K loop is done.
+  // The sums of one row and one vector of columns, as int32 or, Epilogue::float_sums, as f32, when
+  // the K loop is done.
   virtual Vec Accumulator(int row, int vector) const = 0;
   // Free vector registers outside the K loop: 0 to 3, with AVX-512 to 6.
   virtual Vec Temporary(int i) const = 0;
@@ -67,6 +68,7 @@ class TileEmitter : public ActivationEmitter {
   void Sums(bool fresh);
   void ZeroPointTerms(bool fresh);
   void ScaleColumns(int vector);
+  void AddBias();
   void AddResidual();
   void Activate();
   void Requantize(int vector);

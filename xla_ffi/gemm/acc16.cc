@@ -43,7 +43,7 @@ double OutlierSums(const PackedLayout& layout, const std::int8_t* w) {
 }  // namespace
 
 bool CanSumInInt16(const PlanKey& key) {
-  return Acc16FamilyOf(key.isa) != nullptr &&
+  return Acc16FamilyOf(key.isa) != nullptr && !IsFloat(key.spec.w) &&
          KBlocks(key.shape.k, key.spec.epilogue.w_zero, key.spec.group) == 1 && key.spec.group == 0;
 }
 

@@ -48,19 +48,23 @@ std::string Block(const Plan& plan) {
 
 CallLine DescribeGemm(const Plan& plan) {
   const auto& [shape, spec, isa, threads, acc16] = plan.key;
-  CallLine line{"gemm", IsaName(isa), "none", Joined(Name(spec.x), "s8:"), {}, {}, plan.threads};
-  line.types += Name(spec.epilogue.out);
+  CallLine line{"gemm", IsaName(isa), "none",      Joined(Name(spec.x), Name(spec.w)),
+                {},     {},           plan.threads};
+  line.types += std::string(":") + Name(spec.epilogue.out);
   if (shape.batch != 1 || shape.ragged) {
     line.shape = std::to_string(shape.batch) + (shape.ragged ? "|" : "*");
   }
   line.shape += Dims(shape.m, shape.n) + "x" + std::to_string(shape.k);
   if (const TileKey* tile = MainTile(plan)) {
-    const char* rows = plan.in_place ? "in_place" : IsFloat(spec.x) ? "quantized" : "copied";
+    const char* rows = plan.in_place      ? "in_place"
+                       : !IsFloat(spec.x) ? "copied"
+                       : IsFloat(spec.w)  ? "widened"
+                                          : "quantized";
     line.kernel = Name(*tile);
     line.plan = "tile:" + Dims(tile->rows, tile->columns) + " block:" + Block(plan) +
                 " items:" + std::to_string(plan.items.size()) +
                 " k_blocks:" + std::to_string(plan.k_blocks) + " rows:" + rows +
-                (acc16 ? " sums:int16" : "") +
+                (acc16 ? " sums:int16" : "") + (plan.unpack ? " weights:unpacked" : "") +
                 (plan.parts ? " k_parts:" + std::to_string(plan.parts->k_blocks) : "");
   } else {
     line.plan = "items:0";
@@ -89,14 +93,13 @@ CallLine DescribeQuantize(const QuantizeRowsOperands& operands, Isa isa, std::in
   return line;
 }
 
-CallLine DescribePack(const PackedLayout& layout, bool has_zero_point, int threads) {
+CallLine DescribePack(const PackedLayout& layout, int threads) {
   return {"pack",
           IsaName(Isa::kPortable),
           "pack_panel",
-          "s8:s8",
+          Joined(Name(layout.w), Name(layout.w)),
           Dims(layout.k, layout.n),
-          std::string("zero_point:") + (has_zero_point ? "yes" : "no") +
-              " items:" + std::to_string(layout.Panels()),
+          "items:" + std::to_string(layout.Panels()),
           Participants(threads, layout.Panels())};
 }
 

@@ -16,6 +16,6 @@ CallLine DescribeGemm(const Plan& plan);
 // `threads`: at most.
 CallLine DescribeQuantize(const QuantizeRowsOperands& operands, Isa isa, std::int64_t items,
                           std::int64_t rows_per_item, int threads);
-CallLine DescribePack(const PackedLayout& layout, bool has_zero_point, int threads);
+CallLine DescribePack(const PackedLayout& layout, int threads);
 
 }  // namespace qgemm

@@ -19,6 +19,7 @@ namespace {
 struct Workspace {
   PreparedRows rows;
   std::unique_ptr<PanelSplitter> splitter;
+  Scratch unpacked;  // a panel of float weights
   Scratch partial, out_tile, residual_tile, columns, column_sums;
   Scratch parts, sums;  // of a product whose K is in parts
 };
@@ -44,8 +45,7 @@ PanelColumns ColumnsAt(const GemmOperands& o, const Plan& plan, const std::int32
                        std::int64_t column) {
   const std::int64_t n = plan.key.shape.n;
   const auto at = [column](const auto* p) { return p == nullptr ? p : p + column; };
-  return {sums + column, n, at(o.w_scale), at(o.w_zero), plan.epilogue.w_groups ? n : 0,
-          at(o.bias)};
+  return {at(sums), n, at(o.w_scale), at(o.w_zero), plan.epilogue.w_groups ? n : 0, at(o.bias)};
 }
 
 PanelColumns PaddedColumns(const PanelColumns& from, std::int64_t valid, std::int64_t k_blocks,
@@ -81,7 +81,7 @@ class BlockRunner {
     out_size_ = SizeOf(epilogue.out);
     a_size_ = SizeOf(plan.family->a_format);
     column_sums_ = operands.column_sums;
-    if (plan.k_blocks == 1 && !plan.is_parts) SumColumnBlocks();
+    if (plan.k_blocks == 1 && !plan.is_parts && !epilogue.float_sums) SumColumnBlocks();
     if (epilogue.x_zero == Granularity::kTensor) {
       const std::int32_t zero = operands.x_zero == nullptr ? 0 : operands.x_zero[0];
       args_.x_negative_zero = NegativeZero(zero, plan.key.spec.x);
@@ -128,8 +128,14 @@ class BlockRunner {
       w_ = workspace_.splitter->weights();
       sums_ = workspace_.splitter->sums();
     }
+    if (plan_.unpack != nullptr) {
+      auto* unpacked =
+          workspace_.unpacked.Reserve<float>(std::size_t(plan_.layout.PaddedK() * width));
+      plan_.unpack(w_, plan_.layout.Steps(), width, unpacked);
+      w_ = reinterpret_cast<const std::int8_t*>(unpacked);
+    }
     part_ = item.part;
-    const bool fetch_rows = new_rows || plan_.key.acc16;  // whose blocks are larger than the L2
+    const bool fetch_rows = new_rows || !plan_.RowsStay();
     next_w_ = fetch_rows ? nullptr : operands_.w + plan_.layout.PanelOffset(next_panel);
 
     const std::int64_t out_row = n * out_size_;
@@ -240,14 +246,15 @@ class BlockRunner {
         const std::int64_t length = plan_.parts ? 0 : std::min(plan_.k_block, rest);
         args.a = prepared.a(row) + first * a_size_;
         args.next = Next(row, rows, first);
-        args.b = w_ + (first / kQuad * width_ + step.column) * kQuad;
-        args.quads = length / kQuad;
+        const std::int64_t elements = ElementsOfStep(plan_.kernel_w);
+        args.b = w_ + (first / elements * width_ + step.column) * kStepBytes;
+        args.quads = length / elements;
         const std::int64_t of_sums = block % Sums();
         args.row_sums = prepared.sums(of_sums, row);
         args.sums = at(sums_, row * kPanelColumns + step.column);
-        args.column_sums = columns_.sums + of_sums * columns_.sums_stride + step.column;
+        args.column_sums = at(columns_.sums, of_sums * columns_.sums_stride + step.column);
         const std::int64_t group = of_sums * columns_.scales_stride + step.column;
-        args.column_scales = columns_.scales + group;
+        args.column_scales = at(columns_.scales, group);
         args.column_zeros = at(columns_.zeros, group);
         const KPart part = end - begin == 1  ? KPart::kWhole
                            : block == 0      ? KPart::kFirst
@@ -264,7 +271,7 @@ class BlockRunner {
     const std::int64_t offset = first_k * rows * a_size_;
     if (next_w_ == nullptr) return workspace_.rows.a(row + rows) + offset;
     const std::int64_t row_bytes = plan_.layout.PaddedK() * a_size_;
-    const std::int64_t panel_bytes = plan_.layout.PaddedK() * kPanelColumns;
+    const std::int64_t panel_bytes = plan_.layout.PanelOffset(1);
     return next_w_ + (row * row_bytes + offset) % std::max<std::int64_t>(1, panel_bytes);
   }
 

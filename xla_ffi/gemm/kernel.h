@@ -27,11 +27,12 @@ struct TileKey {
   bool streams = false;  // weights come from memory, once: prefetch them
   Epilogue epilogue;
   bool from_sums = false;  // adds to TileArgs::sums
+  WType w = WType::kS8;    // as the kernel reads them
 
   friend bool operator==(const TileKey& a, const TileKey& b) {
     return a.rows == b.rows && a.columns == b.columns && a.panel_columns == b.panel_columns &&
            a.part == b.part && a.streams == b.streams && a.epilogue == b.epilogue &&
-           a.from_sums == b.from_sums;
+           a.from_sums == b.from_sums && a.w == b.w;
   }
 };
 
@@ -42,7 +43,7 @@ struct TileArgs {
   std::int64_t a_stride;  // bytes between rows
   const void* next;       // what to fetch meanwhile: as many bytes as `a` has; any address
   const std::int8_t* b;   // the panel, from the tile's first column and first quad on
-  std::int64_t quads;     // of K to sum
+  std::int64_t quads;     // of K to sum: steps of 4 bytes of a column, whatever the weights
   void* out;
   std::int64_t out_stride;                 // bytes between rows
   float* partial;                          // [rows][kPanelColumns], used unless KPart::kWhole
@@ -85,10 +86,13 @@ using TileFn = void (*)(const TileArgs*);
 
 // ---------------------------------------------------------------- rows of x
 
-// How a family wants x: unsigned bytes, or the same values as int16. int8 x is shifted by +128.
-enum class AFormat : std::uint8_t { kU8, kS16 };
+// How a family wants x: unsigned bytes, or the same values as int16; or f32. int8 x is shifted by
+// +128.
+enum class AFormat : std::uint8_t { kU8, kS16, kF32 };
 
-constexpr std::int64_t SizeOf(AFormat format) { return format == AFormat::kU8 ? 1 : 2; }
+constexpr std::int64_t SizeOf(AFormat format) {
+  return format == AFormat::kU8 ? 1 : format == AFormat::kS16 ? 2 : 4;
+}
 
 // The range of a row: min(x, 0), max(x, 0), and whether an element is NaN or Inf (any bit set; the
 // range is unspecified then).
@@ -105,13 +109,17 @@ struct QuantizeArgs {
 };
 using QuantizeFn = void (*)(const void* x, std::int64_t count, const QuantizeArgs* args, void* q);
 
-enum class RowOp : std::uint8_t { kRange, kToByte, kToInt16, kInRangeToByte };
+// y[i] = f32(x[i]).
+using WidenFn = void (*)(const void* x, std::int64_t count, float* y);
+
+enum class RowOp : std::uint8_t { kRange, kToByte, kToInt16, kInRangeToByte, kToF32 };
 
 struct RowKernels {
   RangeFn range;
   QuantizeFn to_byte;  // uint8 or int8 (the same bits)
   QuantizeFn to_int16;
   QuantizeFn in_range_to_byte;  // uint8; no x is NaN, and x * inverse fits int16
+  WidenFn to_f32;
 };
 
 // ---------------------------------------------------------------- families
@@ -134,6 +142,9 @@ class PanelSplitter {
   virtual const std::int32_t* sums() const = 0;
 };
 
+// One panel, `width` columns wide, to one of the same columns in f32.
+using UnpackFn = void (*)(const void* panel, std::int64_t steps, std::int64_t width, float* out);
+
 // Only the arithmetic of a family's micro-kernel, for so many iterations.
 struct PeakLoop {
   void (*run)(std::int64_t iterations);
@@ -154,9 +165,13 @@ struct KernelFamily {
   SetUpFn (*set_up)(int rows) = nullptr;
   // Of a family for large products, the second of its ISA, whose kernels start from sums.
   std::unique_ptr<PanelSplitter> (*make_splitter)() = nullptr;
+  // Of a family of float weights: many rows meet unpacked ones.
+  UnpackFn (*unpack)(WType w) = nullptr;
 };
 
+// Of int8 weights, and of float ones.
 const KernelFamily& FamilyOf(Isa isa);
+const KernelFamily& FloatFamilyOf(Isa isa);
 // The family of sums in int16; null where there is none.
 const KernelFamily* Acc16FamilyOf(Isa isa);
 

@@ -12,6 +12,8 @@ namespace {
 
 const KernelFamily kFamilies[] = {
     {Isa::kPortable, AFormat::kU8, 6, 2, PortableMaxColumns, PortableTile, PortableRows, nullptr},
+    {Isa::kPortable, AFormat::kF32, 6, 0.5, PortableMaxColumns, PortableFloatTile, PortableRows,
+     nullptr, nullptr, nullptr, PortableUnpack},
 #ifdef JAX_QGEMM_JIT
     {Isa::kAvx2, AFormat::kS16, 6, 28, Avx2MaxColumns, Avx2Tile, Avx2Rows, Avx2Peak},
     {Isa::kAvx512Bw, AFormat::kS16, 6, 32, Avx512BwMaxColumns, Avx512BwTile, Avx512BwRows,
@@ -25,6 +27,16 @@ const KernelFamily kFamilies[] = {
      Avx512VnniPeak},
     {Isa::kAmxInt8, AFormat::kU8, 32, 1024, AmxInt8MaxColumns, AmxInt8Tile, Avx512VnniRows,
      AmxInt8Peak, AmxInt8SetUp},
+    {Isa::kAvx2, AFormat::kF32, 6, 16, Avx2FloatMaxColumns, Avx2FloatTile, Avx2Rows, Avx2FloatPeak,
+     nullptr, nullptr, Avx2Unpack},
+    {Isa::kAvx512Bw, AFormat::kF32, 6, 16, Avx512FloatMaxColumns, Avx512FloatTile, Avx512BwRows,
+     Avx512FloatPeak, nullptr, nullptr, Avx512Unpack},
+    {Isa::kAvxVnni, AFormat::kF32, 6, 16, Avx2FloatMaxColumns, Avx2FloatTile, Avx2Rows,
+     Avx2FloatPeak, nullptr, nullptr, Avx2Unpack},
+    {Isa::kAvx512Vnni, AFormat::kF32, 6, 16, Avx512FloatMaxColumns, Avx512FloatTile, Avx512BwRows,
+     Avx512FloatPeak, nullptr, nullptr, Avx512Unpack},
+    {Isa::kAmxInt8, AFormat::kF32, 6, 16, Avx512FloatMaxColumns, Avx512FloatTile, Avx512BwRows,
+     Avx512FloatPeak, nullptr, nullptr, Avx512Unpack},
 #endif
 };
 
@@ -32,9 +44,17 @@ const KernelFamily kFamilies[] = {
 
 const KernelFamily& FamilyOf(Isa isa) {
   for (const KernelFamily& family : kFamilies) {
-    if (family.isa == isa && family.make_splitter == nullptr) return family;
+    const bool second = family.make_splitter != nullptr || family.a_format == AFormat::kF32;
+    if (family.isa == isa && !second) return family;
   }
   return kFamilies[0];
+}
+
+const KernelFamily& FloatFamilyOf(Isa isa) {
+  for (const KernelFamily& family : kFamilies) {
+    if (family.isa == isa && family.a_format == AFormat::kF32) return family;
+  }
+  return kFamilies[1];
 }
 
 const KernelFamily* Acc16FamilyOf(Isa isa) {

@@ -1,20 +1,28 @@
-// The packed layout of a weight matrix w[K, N] of int8, the same on every CPU (format version 1).
+// The packed layout of a weight matrix w[K, N], the same on every CPU (format version 1).
 //
-// Columns come in panels of 64, the last panel narrower: a multiple of 16 columns. K comes in
-// quads. With K4 = K rounded up to 4 and width(p) the columns of panel p, element (k, n), p = n /
-// 64, lies at
-//     p * 64 * K4 + ((k / 4) * width(p) + n % 64) * 4 + k % 4.
+// Columns come in panels of 64, the last panel narrower: a multiple of 16 columns. K comes in steps
+// of 4 bytes of each column: s = 4 elements (quads) of int8, 2 of float16 and bfloat16, 1 of
+// float32. With K' = K rounded up to s and width(p) the columns of panel p, element (k, n), p = n /
+// 64, is element
+//     p * 64 * K' + ((k / s) * width(p) + n % 64) * s + k % s,
+// but of float16, whose 16 columns are together for each k,
+//     p * 64 * K' + (k / s) * width(p) * s + (n % 64 / 16 * s + k % s) * 16 + n % 16.
 // Elements beyond K or N are zero.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 
+#include "gemm/spec.h"
+
 namespace qgemm {
 
 inline constexpr std::int64_t kPanelColumns = 64;
 inline constexpr std::int64_t kColumnUnit = 16;
 inline constexpr std::int64_t kQuad = 4;
+inline constexpr std::int64_t kStepBytes = 4;  // of a column
+
+constexpr std::int64_t ElementsOfStep(WType w) { return kStepBytes / SizeOf(w); }
 
 constexpr std::int64_t CeilDiv(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 constexpr std::int64_t RoundUp(std::int64_t a, std::int64_t b) { return CeilDiv(a, b) * b; }
@@ -37,16 +45,29 @@ constexpr bool IsGroup(std::int64_t group) {
 
 struct PackedLayout {
   std::int64_t k, n;
+  WType w = WType::kS8;
 
-  constexpr std::int64_t PaddedK() const { return RoundUp(k, kQuad); }
+  constexpr std::int64_t Steps() const { return CeilDiv(k, ElementsOfStep(w)); }
+  constexpr std::int64_t PaddedK() const { return Steps() * ElementsOfStep(w); }
   constexpr std::int64_t PaddedN() const { return RoundUp(n, kColumnUnit); }
-  constexpr std::int64_t Bytes() const { return PaddedK() * PaddedN(); }
+  constexpr std::int64_t Bytes() const { return Steps() * kStepBytes * PaddedN(); }
+  constexpr std::int64_t Elements() const { return PaddedK() * PaddedN(); }
   constexpr std::int64_t Panels() const { return CeilDiv(n, kPanelColumns); }
   constexpr std::int64_t PanelWidth(std::int64_t panel) const {
     return std::min(kPanelColumns, PaddedN() - panel * kPanelColumns);
   }
+  // In bytes.
   constexpr std::int64_t PanelOffset(std::int64_t panel) const {
-    return panel * kPanelColumns * PaddedK();
+    return panel * kPanelColumns * Steps() * kStepBytes;
+  }
+  // Of element (k, n), as above.
+  constexpr std::int64_t ElementOffset(std::int64_t row, std::int64_t column) const {
+    const std::int64_t s = ElementsOfStep(w), panel = column / kPanelColumns;
+    const std::int64_t of_panel = column % kPanelColumns, of_step = row % s;
+    const std::int64_t step = panel * kPanelColumns * PaddedK() + row / s * PanelWidth(panel) * s;
+    if (w != WType::kF16) return step + of_panel * s + of_step;
+    const std::int64_t unit = of_panel / kColumnUnit * s + of_step;
+    return step + unit * kColumnUnit + column % kColumnUnit;
   }
 };
 

@@ -81,6 +81,20 @@ const char* Name(XType x) {
   return "u8";
 }
 
+const char* Name(WType w) {
+  switch (w) {
+    case WType::kF16:
+      return "f16";
+    case WType::kBf16:
+      return "bf16";
+    case WType::kF32:
+      return "f32";
+    case WType::kS8:
+      break;
+  }
+  return "s8";
+}
+
 const char* Name(OutType out) {
   switch (out) {
     case OutType::kBf16:
@@ -101,8 +115,8 @@ const char* Name(OutType out) {
 
 std::string Name(const Epilogue& epilogue) {
   // All members by name: a new one does not compile until it has its place below.
-  const auto& [out, activation, x_zero, x_scale, w_zero, w_groups, bias, residual, per_column] =
-      epilogue;
+  const auto& [out, activation, x_zero, x_scale, w_zero, w_groups, bias, residual, per_column,
+               float_sums] = epilogue;
   std::string name = Name(out);
   name += per_column ? "_per_column" : "";
   name += Suffix(activation);
@@ -112,16 +126,18 @@ std::string Name(const Epilogue& epilogue) {
   name += Suffix("_xzero", x_zero, Granularity::kNone);
   name += w_zero ? "_wzero" : "";
   name += w_groups ? "_wgroups" : "";
+  name += float_sums ? "_float" : "";
   return name;
 }
 
 std::string Name(const TileKey& key) {
-  const auto& [rows, columns, panel_columns, part, streams, epilogue, from_sums] = key;
+  const auto& [rows, columns, panel_columns, part, streams, epilogue, from_sums, w] = key;
   std::string name = "tile_" + std::to_string(rows) + "x" + std::to_string(columns);
   if (panel_columns != kPanelColumns) name += "_panel" + std::to_string(panel_columns);
   name += Suffix(part);
   name += streams ? "_streams" : "";
   name += from_sums ? "_from_sums" : "";
+  if (w != WType::kS8) name += std::string("_") + Name(w);
   return name + "_" + Name(epilogue);
 }
 
@@ -129,6 +145,7 @@ std::string RowKernelName(RowOp op, XType x) {
   const char* name = op == RowOp::kRange     ? "row_range_"
                      : op == RowOp::kToByte  ? "row_to_byte_"
                      : op == RowOp::kToInt16 ? "row_to_int16_"
+                     : op == RowOp::kToF32   ? "row_to_f32_"
                                              : "row_in_range_to_byte_";
   return std::string(name) + Name(x);
 }

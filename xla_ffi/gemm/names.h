@@ -8,6 +8,7 @@
 namespace qgemm {
 
 const char* Name(XType x);
+const char* Name(WType w);
 const char* Name(OutType out);
 
 // As in u8_relu_bias_xscale_row: what is there, apart from one scale for all of x.

@@ -22,9 +22,17 @@ struct PackOperands {
 
 void PackPanel(const PackedLayout& layout, const PackOperands& operands, std::int64_t panel);
 
-// Pool: see ParallelClaim.
-template <class Pool>
-void Pack(const PackedLayout& layout, const PackOperands& operands, Pool& pool, int threads) {
+// The same of float16 or bfloat16, by their bits: w[k, n] row-major, packed[layout.Elements()].
+struct PackFloatOperands {
+  const std::uint16_t* w;
+  std::uint16_t* packed;
+};
+
+void PackPanel(const PackedLayout& layout, const PackFloatOperands& operands, std::int64_t panel);
+
+// Operands: of either kind. Pool: see ParallelClaim.
+template <class Operands, class Pool>
+void Pack(const PackedLayout& layout, const Operands& operands, Pool& pool, int threads) {
   // A panel smaller than this is packed sooner than a thread is woken.
   constexpr std::int64_t kBytesPerThread = 256 << 10;
   const std::int64_t worth = std::max<std::int64_t>(1, layout.Bytes() / kBytesPerThread);
@@ -38,7 +46,7 @@ void Pack(const PackedLayout& layout, const PackOperands& operands, Pool& pool, 
                     }
                   });
   };
-  Traced(run, [&] { return DescribePack(layout, operands.w_zero != nullptr, participants); });
+  Traced(run, [&] { return DescribePack(layout, participants); });
 }
 
 }  // namespace qgemm

@@ -17,6 +17,8 @@ namespace {
 constexpr double kCyclesToWake = 100e3, kCyclesToHand = 30e3;
 // Bytes of weights a core streams per cycle when they come from beyond its L2.
 constexpr double kStreamBytesPerCycle = 8;
+// With so many rows, float weights are widened once for all of them.
+constexpr std::int64_t kRowsToUnpack = 13;
 // More plans than any program has shapes; beyond it the cache starts anew.
 constexpr std::size_t kMaxPlans = 4096;
 
@@ -24,7 +26,7 @@ struct PlanKeyHash {
   std::size_t operator()(const PlanKey& key) const {
     std::uint64_t hash = BitsOf(key.spec.epilogue) | std::uint64_t(key.spec.x) << 20 |
                          std::uint64_t(key.isa) << 24 | std::uint64_t(key.acc16) << 28 |
-                         std::uint64_t(key.threads) << 32;
+                         std::uint64_t(key.spec.w) << 29 | std::uint64_t(key.threads) << 32;
     for (const std::int64_t v : {key.shape.m, key.shape.n, key.shape.k,
                                  key.shape.batch * 2 + key.shape.ragged, key.spec.group}) {
       hash = (hash ^ std::uint64_t(v)) * 0x9e3779b97f4a7c15ULL;
@@ -36,8 +38,8 @@ struct PlanKeyHash {
 
 // Cycles one core would need for one product: the larger of arithmetic and streaming the weights.
 double EstimateCycles(const PlanKey& key, const PackedLayout& layout, double macs_per_cycle) {
-  const double bytes = double(layout.Bytes());
-  return std::max(double(key.shape.m) * bytes / macs_per_cycle, bytes / kStreamBytesPerCycle);
+  return std::max(double(key.shape.m) * double(layout.Elements()) / macs_per_cycle,
+                  double(layout.Bytes()) / kStreamBytesPerCycle);
 }
 
 std::int64_t ThreadsFor(const PlanKey& key, double cycles, double cycles_each) {
@@ -64,7 +66,7 @@ void SplitProduct(Plan& plan, double cycles, std::int64_t threads) {
   const std::int64_t tile_rows = plan.family->max_rows;
   std::int64_t row_blocks = CeilDiv(shape.m, plan.rows_in_cache);
   double cycles_per_item = kCyclesToWake;
-  const bool by_panels = plan.key.acc16 && Acc16SharesRows(shape, threads);
+  const bool by_panels = !plan.RowsStay() && Acc16SharesRows(shape, threads);
   if (shape.m >= 2 * tile_rows * threads && !by_panels) {
     row_blocks = RoundUp(row_blocks, threads);
     cycles_per_item /= 4;  // who waits at the end waits for one item
@@ -124,7 +126,8 @@ std::vector<TileStep> MakeSteps(const Plan& plan, int rows, int width) {
     const int columns = std::min(widest, width - column);
     for (const KPart part : PartsInUse(plan.is_parts ? 1 : plan.k_blocks)) {
       const bool from_sums = plan.key.acc16 || plan.parts != nullptr;
-      const TileKey key{rows, columns, width, part, streams, plan.epilogue, from_sums};
+      const TileKey key{rows,    columns,       width,     part,
+                        streams, plan.epilogue, from_sums, plan.kernel_w};
       step.keys[int(part)] = key;
       step.kernels[int(part)] = plan.family->tile(key);
     }
@@ -160,6 +163,8 @@ std::int64_t KParts(const Plan& plan) {
   const std::int64_t threads = ThreadsFor(plan.key, cycles, kCyclesToHand);
   const bool many_rows = shape.m >= 2 * plan.family->max_rows * threads;
   if (many_rows || shape.batch > 1 || plan.k_blocks > 1 || plan.key.acc16) return 1;
+  // Float sums are those of all of K in order, whatever the number of threads.
+  if (plan.epilogue.float_sums) return 1;
   return panels < 2 * threads && panels % threads != 0 ? threads : 1;
 }
 
@@ -192,40 +197,52 @@ void AddParts(Plan& plan, std::int64_t count) {
 // By the work of all rows and the weights of as many groups as these can belong to.
 int RaggedThreads(const Plan& plan) {
   const GemmShape& shape = plan.key.shape;
-  const double bytes = double(plan.layout.Bytes());
-  const double cycles =
-      std::max(double(shape.m) * bytes / plan.family->macs_per_cycle,
-               double(std::min(shape.m, shape.batch)) * bytes / kStreamBytesPerCycle);
+  const double cycles = std::max(
+      double(shape.m) * double(plan.layout.Elements()) / plan.family->macs_per_cycle,
+      double(std::min(shape.m, shape.batch)) * double(plan.layout.Bytes()) / kStreamBytesPerCycle);
   return int(std::clamp<double>(cycles / kCyclesToWake, 1, plan.key.threads));
 }
 
 std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
   auto plan = std::make_shared<Plan>();
   plan->key = key;
-  plan->family = key.acc16 ? Acc16FamilyOf(key.isa) : &FamilyOf(key.isa);
-  plan->layout = {key.shape.k, key.shape.n};
+  const bool float_w = IsFloat(key.spec.w);
+  plan->family = key.acc16 ? Acc16FamilyOf(key.isa)
+                 : float_w ? &FloatFamilyOf(key.isa)
+                           : &FamilyOf(key.isa);
+  plan->layout = {key.shape.k, key.shape.n, key.spec.w};
+  plan->kernel_w = key.spec.w;
   Epilogue& epilogue = plan->epilogue;
   epilogue = key.spec.epilogue;
+  epilogue.float_sums = float_w;
   if (IsFloat(key.spec.x)) {
-    epilogue.x_scale = epilogue.x_zero = Granularity::kRow;
+    if (!float_w) epilogue.x_scale = epilogue.x_zero = Granularity::kRow;
     plan->row_kernels = plan->family->rows(key.spec.x);
   }
   if (epilogue.x_zero == Granularity::kNone && ZeroShift(key.spec.x) != 0) {
     epilogue.x_zero = Granularity::kTensor;
   }
   // An int32 result wraps, so it needs no blocks.
-  const bool blocked = epilogue.out != OutType::kS32;
+  const bool blocked = epilogue.out != OutType::kS32 && !float_w;
   epilogue.w_groups = key.spec.group > 0;
   plan->k_blocks = blocked ? KBlocks(key.shape.k, epilogue.w_zero, key.spec.group) : 1;
   plan->k_block =
       plan->k_blocks > 1 ? KBlock(epilogue.w_zero, key.spec.group) : plan->layout.PaddedK();
-  plan->in_place = key.spec.x == XType::kU8 && plan->family->a_format == AFormat::kU8 &&
-                   key.shape.k % kQuad == 0;
+  const bool same_format = float_w
+                               ? key.spec.x == XType::kF32
+                               : key.spec.x == XType::kU8 && plan->family->a_format == AFormat::kU8;
+  plan->in_place = same_format && key.shape.k == plan->layout.PaddedK();
   plan->a_stride = plan->in_place
-                       ? key.shape.k
+                       ? key.shape.k * SizeOf(key.spec.x)
                        : CopiedStride(plan->layout.PaddedK() * SizeOf(plan->family->a_format));
   if (key.shape.m == 0 || key.shape.n == 0 || key.shape.batch == 0) return plan;
-  const std::int64_t cache_bytes = key.acc16 ? kAcc16BlockBytes : std::int64_t(Cpu().l2_bytes / 4);
+  // Unpacking a panel takes as long as two rows of it.
+  if (float_w && !key.shape.ragged && key.shape.m >= kRowsToUnpack) {
+    plan->unpack = plan->family->unpack(key.spec.w);
+    plan->kernel_w = WType::kF32;
+  }
+  const std::int64_t cache_bytes =
+      plan->RowsStay() ? std::int64_t(Cpu().l2_bytes / 4) : kAcc16BlockBytes;
   plan->rows_in_cache = std::max<std::int64_t>(
       plan->family->max_rows, cache_bytes / std::max<std::int64_t>(1, plan->a_stride));
   if (key.shape.ragged) {

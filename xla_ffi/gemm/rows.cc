@@ -31,7 +31,8 @@ void PreparedRows::Prepare(const Plan& plan, const GemmOperands& operands, std::
   const std::int64_t k = plan.key.shape.k;
   const std::int64_t size = SizeOf(format);
   const std::int64_t x_size = SizeOf(x_type);
-  const bool dynamic = IsFloat(x_type);
+  const bool widened = format == AFormat::kF32;
+  const bool dynamic = IsFloat(x_type) && !widened;
   const std::int32_t shift = ZeroShift(x_type);
 
   count_ = count;
@@ -48,7 +49,9 @@ void PreparedRows::Prepare(const Plan& plan, const GemmOperands& operands, std::
   for (std::int64_t row = 0; !plan.in_place && row < count; ++row) {
     const std::uint8_t* x = rows + row * k * x_size;
     std::uint8_t* a = copies + row * a_stride_;
-    if (dynamic) {
+    if (widened) {
+      plan.row_kernels.to_f32(x, k, reinterpret_cast<float*>(a));
+    } else if (dynamic) {
       const RowParams params =
           QuantizeRow(plan.row_kernels, RowScheme::kAsymmetric, format, x, k, a);
       row_scales[row] = params.scale;

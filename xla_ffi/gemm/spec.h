@@ -1,8 +1,13 @@
-// What a quantized GEMM computes, apart from its shape: the static description every layer shares.
+// What a GEMM computes, apart from its shape: the static description every layer shares.
 //
+// With weights of int8:
 //   acc[m,n] = sum_k (x[m,k] - x_zero[m]) * (w[k,n] - w_zero[n])          exact, int32
 //   y[m,n]   = activation(f32(acc) * scales + bias[n] + residual[m,n])    see `Epilogue`
 //   out[m,n] = y, or clamp(rne(y / out_scale[n]) + out_zero)
+// With float weights:
+//   sum[m,n] = sum_k x[m,k] * w[k,n]    f32, k ascending, product and sum fused: the same bits in
+//              every tile of every ISA, so a row has the same result in any batch
+//   y[m,n]   = activation(sum + bias[n] + residual[m,n])
 #pragma once
 
 #include <cstdint>
@@ -54,6 +59,24 @@ constexpr std::int64_t SizeOf(OutType out) {
 
 constexpr bool IsQuantized(OutType out) { return out == OutType::kU8 || out == OutType::kS8; }
 
+// How the weights are stored.
+enum class WType : std::uint8_t { kS8, kF16, kBf16, kF32 };
+
+constexpr std::int64_t SizeOf(WType w) {
+  switch (w) {
+    case WType::kF16:
+    case WType::kBf16:
+      return 2;
+    case WType::kF32:
+      return 4;
+    case WType::kS8:
+      break;
+  }
+  return 1;
+}
+
+constexpr bool IsFloat(WType w) { return w != WType::kS8; }
+
 // What is added to the output before the activation.
 enum class ResidualType : std::uint8_t { kNone, kF32, kBf16, kF16 };
 
@@ -73,7 +96,8 @@ enum class Granularity : std::uint8_t { kNone, kTensor, kRow };
 
 // Scale order: one scale per tensor: f32(acc) * (x_scale * w_scale[n]);
 //              one per row:          (f32(acc) * w_scale[n]) * x_scale[m];
-//              w in groups of K:     (sum_g f32(acc[g]) * w_scale[g,n]) * x_scale, g ascending.
+//              w in groups of K:     (sum_g f32(acc[g]) * w_scale[g,n]) * x_scale, g ascending;
+//              float sums have none.
 struct Epilogue {
   OutType out = OutType::kF32;
   Activation activation = Activation::kNone;
@@ -84,12 +108,13 @@ struct Epilogue {
   bool bias = false;
   ResidualType residual = ResidualType::kNone;
   bool out_scale_per_column = false;
+  bool float_sums = false;
 
   friend bool operator==(const Epilogue& a, const Epilogue& b) {
     return a.out == b.out && a.activation == b.activation && a.x_zero == b.x_zero &&
            a.x_scale == b.x_scale && a.w_zero == b.w_zero && a.w_groups == b.w_groups &&
            a.bias == b.bias && a.residual == b.residual &&
-           a.out_scale_per_column == b.out_scale_per_column;
+           a.out_scale_per_column == b.out_scale_per_column && a.float_sums == b.float_sums;
   }
 };
 
@@ -98,16 +123,18 @@ constexpr std::uint64_t BitsOf(const Epilogue& e) {
   return std::uint64_t(e.out) | std::uint64_t(e.activation) << 4 | std::uint64_t(e.x_zero) << 8 |
          std::uint64_t(e.x_scale) << 10 | std::uint64_t(e.residual) << 12 |
          std::uint64_t(e.w_zero) << 16 | std::uint64_t(e.bias) << 17 |
-         std::uint64_t(e.out_scale_per_column) << 18 | std::uint64_t(e.w_groups) << 19;
+         std::uint64_t(e.out_scale_per_column) << 18 | std::uint64_t(e.w_groups) << 19 |
+         std::uint64_t(e.float_sums) << 20;
 }
 
 struct GemmSpec {
-  XType x = XType::kF32;
+  XType x = XType::kF32;  // with float weights: float, too
+  WType w = WType::kS8;
   Epilogue epilogue;
   std::int64_t group = 0;  // elements of K that share a scale of w; 0: all of them
 
   friend bool operator==(const GemmSpec& a, const GemmSpec& b) {
-    return a.x == b.x && a.epilogue == b.epilogue && a.group == b.group;
+    return a.x == b.x && a.w == b.w && a.epilogue == b.epilogue && a.group == b.group;
   }
 };
 
@@ -133,8 +160,8 @@ struct BatchStrides {
 struct GemmOperands {
   const void* x = nullptr;                    // [m, k]
   const std::int8_t* w = nullptr;             // packed, see layout.h
-  const float* w_scale = nullptr;             // [n], or [KBlocks, n] of groups
-  const std::int32_t* column_sums = nullptr;  // [KBlocks, n]
+  const float* w_scale = nullptr;             // [n], or [KBlocks, n] of groups; of int8 weights
+  const std::int32_t* column_sums = nullptr;  // [KBlocks, n], of int8 weights
   const std::int32_t* w_zero = nullptr;       // as w_scale
   const float* x_scale = nullptr;             // [1] or [m]
   const std::int32_t* x_zero = nullptr;       // [1] or [m]

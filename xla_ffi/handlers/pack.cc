@@ -32,7 +32,8 @@ ffi::Error PackHandler(ffi::ThreadPool thread_pool, ffi::BufferR2<ffi::S8> qvalu
   return Guarded(kTarget, [&] {
     XlaPool pool(thread_pool);
     Pack(layout,
-         {qvalue.typed_data(), zero_point, data->typed_data(), column_sums->typed_data(), group},
+         PackOperands{qvalue.typed_data(), zero_point, data->typed_data(),
+                      column_sums->typed_data(), group},
          pool, pool.num_threads());
     return ffi::Error::Success();
   });

@@ -8,5 +8,7 @@ namespace qgemm {
 int PortableMaxColumns(int rows);
 TileFn PortableTile(const TileKey& key);
 RowKernels PortableRows(XType x);
+TileFn PortableFloatTile(const TileKey& key);
+UnpackFn PortableUnpack(WType w);
 
 }  // namespace qgemm

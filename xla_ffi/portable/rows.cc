@@ -43,9 +43,14 @@ void Quantize(const void* x, std::int64_t count, const QuantizeArgs* args, void*
 }
 
 template <class T>
+void Widen(const void* x, std::int64_t count, float* y) {
+  for (std::int64_t i = 0; i < count; ++i) y[i] = Load<T>(x, i);
+}
+
+template <class T>
 RowKernels RowsOf() {
-  return {Range<T>, Quantize<T, std::uint8_t>, Quantize<T, std::int16_t>,
-          Quantize<T, std::uint8_t>};
+  return {Range<T>, Quantize<T, std::uint8_t>, Quantize<T, std::int16_t>, Quantize<T, std::uint8_t>,
+          Widen<T>};
 }
 
 }  // namespace

@@ -1,0 +1,69 @@
+// The micro-kernel of float weights in plain C++, and their widening to f32.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "gemm/layout.h"
+#include "portable/epilogue.h"
+#include "portable/half.h"
+#include "portable/portable.h"
+
+namespace qgemm {
+namespace {
+
+template <class T>
+float Load(const void* from, std::int64_t index) {
+  T value;
+  std::memcpy(&value, static_cast<const std::uint8_t*>(from) + index * std::int64_t(sizeof(T)),
+              sizeof(T));
+  return ToFloat(value);
+}
+
+// Element (k, column) of a panel, or of the part of one that begins at a multiple of 16 columns.
+template <class T, WType kType>
+float WeightAt(const void* panel, std::int64_t width, std::int64_t k, std::int64_t column) {
+  constexpr std::int64_t s = ElementsOfStep(kType);
+  const std::int64_t step = k / s * width * s;
+  if (kType != WType::kF16) return Load<T>(panel, step + column * s + k % s);
+  const std::int64_t unit = column / kColumnUnit * s + k % s;
+  return Load<T>(panel, step + unit * kColumnUnit + column % kColumnUnit);
+}
+
+template <class T, WType kType>
+void RunTile(const TileArgs* args) {
+  const TileKey& key = *args->key;
+  for (int row = 0; row < key.rows; ++row) {
+    float sums[kPanelColumns] = {};
+    const auto* a = static_cast<const std::uint8_t*>(args->a) + row * args->a_stride;
+    for (std::int64_t k = 0; k < args->quads * ElementsOfStep(kType); ++k) {
+      const float x = Load<float>(a, k);
+      for (int j = 0; j < key.columns; ++j) {
+        sums[j] = std::fma(x, WeightAt<T, kType>(args->b, key.panel_columns, k, j), sums[j]);
+      }
+    }
+    for (int j = 0; j < key.columns; ++j) Finish(*args, row, j, sums[j]);
+  }
+}
+
+template <class T, WType kType>
+void Unpack(const void* panel, std::int64_t steps, std::int64_t width, float* out) {
+  for (std::int64_t k = 0; k < steps * ElementsOfStep(kType); ++k) {
+    for (std::int64_t j = 0; j < width; ++j) {
+      out[k * width + j] = WeightAt<T, kType>(panel, width, k, j);
+    }
+  }
+}
+
+}  // namespace
+
+TileFn PortableFloatTile(const TileKey& key) {
+  return key.w == WType::kF16    ? RunTile<F16, WType::kF16>
+         : key.w == WType::kBf16 ? RunTile<Bf16, WType::kBf16>
+                                 : RunTile<float, WType::kF32>;
+}
+
+UnpackFn PortableUnpack(WType w) {
+  return w == WType::kF16 ? Unpack<F16, WType::kF16> : Unpack<Bf16, WType::kBf16>;
+}
+
+}  // namespace qgemm
