@@ -33,11 +33,9 @@ PeakLoop Avx512VnniPeak();
 
 int Avx2FloatMaxColumns(int rows);
 TileFn Avx2FloatTile(const TileKey& key);
-UnpackFn Avx2Unpack(WType w);
 PeakLoop Avx2FloatPeak();
 int Avx512FloatMaxColumns(int rows);
 TileFn Avx512FloatTile(const TileKey& key);
-UnpackFn Avx512Unpack(WType w);
 PeakLoop Avx512FloatPeak();
 
 int AmxInt8MaxColumns(int rows);

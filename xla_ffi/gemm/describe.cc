@@ -64,7 +64,7 @@ CallLine DescribeGemm(const Plan& plan) {
     line.plan = "tile:" + Dims(tile->rows, tile->columns) + " block:" + Block(plan) +
                 " items:" + std::to_string(plan.items.size()) +
                 " k_blocks:" + std::to_string(plan.k_blocks) + " rows:" + rows +
-                (acc16 ? " sums:int16" : "") + (plan.unpack ? " weights:unpacked" : "") +
+                (acc16 ? " sums:int16" : "") +
                 (plan.parts ? " k_parts:" + std::to_string(plan.parts->k_blocks) : "");
   } else {
     line.plan = "items:0";

@@ -19,7 +19,6 @@ namespace {
 struct Workspace {
   PreparedRows rows;
   std::unique_ptr<PanelSplitter> splitter;
-  Scratch unpacked;  // a panel of float weights
   Scratch partial, out_tile, residual_tile, columns, column_sums;
   Scratch parts, sums;  // of a product whose K is in parts
 };
@@ -128,14 +127,8 @@ class BlockRunner {
       w_ = workspace_.splitter->weights();
       sums_ = workspace_.splitter->sums();
     }
-    if (plan_.unpack != nullptr) {
-      auto* unpacked =
-          workspace_.unpacked.Reserve<float>(std::size_t(plan_.layout.PaddedK() * width));
-      plan_.unpack(w_, plan_.layout.Steps(), width, unpacked);
-      w_ = reinterpret_cast<const std::int8_t*>(unpacked);
-    }
     part_ = item.part;
-    const bool fetch_rows = new_rows || !plan_.RowsStay();
+    const bool fetch_rows = new_rows || plan_.key.acc16;  // whose blocks are larger than the L2
     next_w_ = fetch_rows ? nullptr : operands_.w + plan_.layout.PanelOffset(next_panel);
 
     const std::int64_t out_row = n * out_size_;
@@ -246,7 +239,7 @@ class BlockRunner {
         const std::int64_t length = plan_.parts ? 0 : std::min(plan_.k_block, rest);
         args.a = prepared.a(row) + first * a_size_;
         args.next = Next(row, rows, first);
-        const std::int64_t elements = ElementsOfStep(plan_.kernel_w);
+        const std::int64_t elements = ElementsOfStep(plan_.key.spec.w);
         args.b = w_ + (first / elements * width_ + step.column) * kStepBytes;
         args.quads = length / elements;
         const std::int64_t of_sums = block % Sums();

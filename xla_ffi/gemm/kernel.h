@@ -27,7 +27,7 @@ struct TileKey {
   bool streams = false;  // weights come from memory, once: prefetch them
   Epilogue epilogue;
   bool from_sums = false;  // adds to TileArgs::sums
-  WType w = WType::kS8;    // as the kernel reads them
+  WType w = WType::kS8;
 
   friend bool operator==(const TileKey& a, const TileKey& b) {
     return a.rows == b.rows && a.columns == b.columns && a.panel_columns == b.panel_columns &&
@@ -142,9 +142,6 @@ class PanelSplitter {
   virtual const std::int32_t* sums() const = 0;
 };
 
-// One panel, `width` columns wide, to one of the same columns in f32.
-using UnpackFn = void (*)(const void* panel, std::int64_t steps, std::int64_t width, float* out);
-
 // Only the arithmetic of a family's micro-kernel, for so many iterations.
 struct PeakLoop {
   void (*run)(std::int64_t iterations);
@@ -165,8 +162,6 @@ struct KernelFamily {
   SetUpFn (*set_up)(int rows) = nullptr;
   // Of a family for large products, the second of its ISA, whose kernels start from sums.
   std::unique_ptr<PanelSplitter> (*make_splitter)() = nullptr;
-  // Of a family of float weights: many rows meet unpacked ones.
-  UnpackFn (*unpack)(WType w) = nullptr;
 };
 
 // Of int8 weights, and of float ones.

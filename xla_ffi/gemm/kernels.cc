@@ -13,7 +13,7 @@ namespace {
 const KernelFamily kFamilies[] = {
     {Isa::kPortable, AFormat::kU8, 6, 2, PortableMaxColumns, PortableTile, PortableRows, nullptr},
     {Isa::kPortable, AFormat::kF32, 6, 0.5, PortableMaxColumns, PortableFloatTile, PortableRows,
-     nullptr, nullptr, nullptr, PortableUnpack},
+     nullptr},
 #ifdef JAX_QGEMM_JIT
     {Isa::kAvx2, AFormat::kS16, 6, 28, Avx2MaxColumns, Avx2Tile, Avx2Rows, Avx2Peak},
     {Isa::kAvx512Bw, AFormat::kS16, 6, 32, Avx512BwMaxColumns, Avx512BwTile, Avx512BwRows,
@@ -27,16 +27,15 @@ const KernelFamily kFamilies[] = {
      Avx512VnniPeak},
     {Isa::kAmxInt8, AFormat::kU8, 32, 1024, AmxInt8MaxColumns, AmxInt8Tile, Avx512VnniRows,
      AmxInt8Peak, AmxInt8SetUp},
-    {Isa::kAvx2, AFormat::kF32, 6, 16, Avx2FloatMaxColumns, Avx2FloatTile, Avx2Rows, Avx2FloatPeak,
-     nullptr, nullptr, Avx2Unpack},
+    {Isa::kAvx2, AFormat::kF32, 6, 16, Avx2FloatMaxColumns, Avx2FloatTile, Avx2Rows, Avx2FloatPeak},
     {Isa::kAvx512Bw, AFormat::kF32, 6, 16, Avx512FloatMaxColumns, Avx512FloatTile, Avx512BwRows,
-     Avx512FloatPeak, nullptr, nullptr, Avx512Unpack},
+     Avx512FloatPeak},
     {Isa::kAvxVnni, AFormat::kF32, 6, 16, Avx2FloatMaxColumns, Avx2FloatTile, Avx2Rows,
-     Avx2FloatPeak, nullptr, nullptr, Avx2Unpack},
+     Avx2FloatPeak},
     {Isa::kAvx512Vnni, AFormat::kF32, 6, 16, Avx512FloatMaxColumns, Avx512FloatTile, Avx512BwRows,
-     Avx512FloatPeak, nullptr, nullptr, Avx512Unpack},
+     Avx512FloatPeak},
     {Isa::kAmxInt8, AFormat::kF32, 6, 16, Avx512FloatMaxColumns, Avx512FloatTile, Avx512BwRows,
-     Avx512FloatPeak, nullptr, nullptr, Avx512Unpack},
+     Avx512FloatPeak},
 #endif
 };
 

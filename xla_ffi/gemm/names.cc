@@ -87,8 +87,6 @@ const char* Name(WType w) {
       return "f16";
     case WType::kBf16:
       return "bf16";
-    case WType::kF32:
-      return "f32";
     case WType::kS8:
       break;
   }

@@ -17,8 +17,6 @@ namespace {
 constexpr double kCyclesToWake = 100e3, kCyclesToHand = 30e3;
 // Bytes of weights a core streams per cycle when they come from beyond its L2.
 constexpr double kStreamBytesPerCycle = 8;
-// With so many rows, float weights are widened once for all of them.
-constexpr std::int64_t kRowsToUnpack = 13;
 // More plans than any program has shapes; beyond it the cache starts anew.
 constexpr std::size_t kMaxPlans = 4096;
 
@@ -66,7 +64,7 @@ void SplitProduct(Plan& plan, double cycles, std::int64_t threads) {
   const std::int64_t tile_rows = plan.family->max_rows;
   std::int64_t row_blocks = CeilDiv(shape.m, plan.rows_in_cache);
   double cycles_per_item = kCyclesToWake;
-  const bool by_panels = !plan.RowsStay() && Acc16SharesRows(shape, threads);
+  const bool by_panels = plan.key.acc16 && Acc16SharesRows(shape, threads);
   if (shape.m >= 2 * tile_rows * threads && !by_panels) {
     row_blocks = RoundUp(row_blocks, threads);
     cycles_per_item /= 4;  // who waits at the end waits for one item
@@ -127,7 +125,7 @@ std::vector<TileStep> MakeSteps(const Plan& plan, int rows, int width) {
     for (const KPart part : PartsInUse(plan.is_parts ? 1 : plan.k_blocks)) {
       const bool from_sums = plan.key.acc16 || plan.parts != nullptr;
       const TileKey key{rows,    columns,       width,     part,
-                        streams, plan.epilogue, from_sums, plan.kernel_w};
+                        streams, plan.epilogue, from_sums, plan.key.spec.w};
       step.keys[int(part)] = key;
       step.kernels[int(part)] = plan.family->tile(key);
     }
@@ -211,7 +209,6 @@ std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
                  : float_w ? &FloatFamilyOf(key.isa)
                            : &FamilyOf(key.isa);
   plan->layout = {key.shape.k, key.shape.n, key.spec.w};
-  plan->kernel_w = key.spec.w;
   Epilogue& epilogue = plan->epilogue;
   epilogue = key.spec.epilogue;
   epilogue.float_sums = float_w;
@@ -236,13 +233,7 @@ std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
                        ? key.shape.k * SizeOf(key.spec.x)
                        : CopiedStride(plan->layout.PaddedK() * SizeOf(plan->family->a_format));
   if (key.shape.m == 0 || key.shape.n == 0 || key.shape.batch == 0) return plan;
-  // Unpacking a panel takes as long as two rows of it.
-  if (float_w && !key.shape.ragged && key.shape.m >= kRowsToUnpack) {
-    plan->unpack = plan->family->unpack(key.spec.w);
-    plan->kernel_w = WType::kF32;
-  }
-  const std::int64_t cache_bytes =
-      plan->RowsStay() ? std::int64_t(Cpu().l2_bytes / 4) : kAcc16BlockBytes;
+  const std::int64_t cache_bytes = key.acc16 ? kAcc16BlockBytes : std::int64_t(Cpu().l2_bytes / 4);
   plan->rows_in_cache = std::max<std::int64_t>(
       plan->family->max_rows, cache_bytes / std::max<std::int64_t>(1, plan->a_stride));
   if (key.shape.ragged) {

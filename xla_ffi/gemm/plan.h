@@ -57,9 +57,7 @@ struct Plan {
   RowKernels row_kernels{};     // where x is float
   Epilogue epilogue;            // of the kernels: with the zero point that the format of x brings
   std::int64_t k_blocks = 1;
-  std::int64_t k_block = 0;   // elements of K in all but the last block
-  UnpackFn unpack = nullptr;  // of float weights that many rows meet
-  WType kernel_w{};           // as the kernels read them: f32 once unpacked
+  std::int64_t k_block = 0;  // elements of K in all but the last block
   // Where there are fewer panels than threads: the sums of parts of K, [part][M][N], the parts
   // being its k_blocks. This plan then adds them up and is only the epilogue.
   std::shared_ptr<const Plan> parts;
@@ -68,9 +66,6 @@ struct Plan {
   bool in_place = false;      // the kernels read the rows of x where they are
   std::int64_t a_stride = 0;  // bytes between the rows that kernels read
 
-  // Whether a block of rows stays in the L2 with a panel of weights: panels that are made for it,
-  // of what acc16 keeps or unpacked, are worth more rows.
-  bool RowsStay() const { return !key.acc16 && unpack == nullptr; }
   // The tiles of a row block of so many rows.
   EvenSplit Tiles(std::int64_t rows) const { return {rows, CeilDiv(rows, family->max_rows)}; }
   // The steps across a panel of `width` columns with tiles of so many rows.
@@ -79,7 +74,7 @@ struct Plan {
   }
 
   std::vector<TileStep> steps[kMostTileRows][2];
-  std::int64_t rows_in_cache = 0;  // of a block
+  std::int64_t rows_in_cache = 0;  // of a block that shares the L2 with a panel of weights
 };
 
 // The items of a ragged product, whose groups have so many rows, and how many rows they have in

@@ -60,20 +60,9 @@ constexpr std::int64_t SizeOf(OutType out) {
 constexpr bool IsQuantized(OutType out) { return out == OutType::kU8 || out == OutType::kS8; }
 
 // How the weights are stored.
-enum class WType : std::uint8_t { kS8, kF16, kBf16, kF32 };
+enum class WType : std::uint8_t { kS8, kF16, kBf16 };
 
-constexpr std::int64_t SizeOf(WType w) {
-  switch (w) {
-    case WType::kF16:
-    case WType::kBf16:
-      return 2;
-    case WType::kF32:
-      return 4;
-    case WType::kS8:
-      break;
-  }
-  return 1;
-}
+constexpr std::int64_t SizeOf(WType w) { return w == WType::kS8 ? 1 : 2; }
 
 constexpr bool IsFloat(WType w) { return w != WType::kS8; }
 

@@ -1,4 +1,4 @@
-// The micro-kernel of float weights in plain C++, and their widening to f32.
+// The micro-kernel of float weights in plain C++.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -45,25 +45,10 @@ void RunTile(const TileArgs* args) {
   }
 }
 
-template <class T, WType kType>
-void Unpack(const void* panel, std::int64_t steps, std::int64_t width, float* out) {
-  for (std::int64_t k = 0; k < steps * ElementsOfStep(kType); ++k) {
-    for (std::int64_t j = 0; j < width; ++j) {
-      out[k * width + j] = WeightAt<T, kType>(panel, width, k, j);
-    }
-  }
-}
-
 }  // namespace
 
 TileFn PortableFloatTile(const TileKey& key) {
-  return key.w == WType::kF16    ? RunTile<F16, WType::kF16>
-         : key.w == WType::kBf16 ? RunTile<Bf16, WType::kBf16>
-                                 : RunTile<float, WType::kF32>;
-}
-
-UnpackFn PortableUnpack(WType w) {
-  return w == WType::kF16 ? Unpack<F16, WType::kF16> : Unpack<Bf16, WType::kBf16>;
+  return key.w == WType::kF16 ? RunTile<F16, WType::kF16> : RunTile<Bf16, WType::kBf16>;
 }
 
 }  // namespace qgemm

@@ -9,6 +9,5 @@ int PortableMaxColumns(int rows);
 TileFn PortableTile(const TileKey& key);
 RowKernels PortableRows(XType x);
 TileFn PortableFloatTile(const TileKey& key);
-UnpackFn PortableUnpack(WType w);
 
 }  // namespace qgemm
