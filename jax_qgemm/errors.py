@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_qgemm import compat
-from jax_qgemm.reference import FORMAT_VERSION, QRANGE
+from jax_qgemm.reference import FLOAT_WEIGHTS, FORMAT_VERSION, QRANGE
 
 SCALE_RANGE = (2.0**-126, 2.0**126)
 """Scales between these are normal numbers, and so are their reciprocals: XLA and some CPUs take
@@ -70,15 +70,15 @@ def float_array(function: str, name: str, x):
     return x
 
 
-def qtype_name(function: str, name: str, qtype) -> str:
-    """'int8' or 'uint8' from a name or a dtype."""
+def qtype_name(function: str, name: str, qtype, known=tuple(QRANGE)) -> str:
+    """One of `known` from a name or a dtype."""
     found = qtype
     if qtype is not None:  # NumPy reads None as float64
         with contextlib.suppress(TypeError, ValueError):
             found = np.dtype(qtype).name
-    if not isinstance(found, str) or found not in QRANGE:
+    if not isinstance(found, str) or found not in known:
         shown = repr(found) if isinstance(found, str) else describe(found)
-        raise ValueError(f"{function}: {name} must be {choices(map(repr, QRANGE))}, got {shown}")
+        raise ValueError(f"{function}: {name} must be {choices(map(repr, known))}, got {shown}")
     return found
 
 
@@ -102,7 +102,7 @@ def group_size(function: str, name: str, value) -> int | None:
 
 
 class WeightFormat(NamedTuple):
-    """What `pack_weight` makes: "int8", or "int8:128" with groups of 128 along K."""
+    """What `pack_weight` makes: "int8", "int8:128" with groups of 128 along K, "float16"."""
 
     qtype: str
     group: int | None
@@ -114,9 +114,13 @@ class WeightFormat(NamedTuple):
 def weight_format(function: str, name: str, text) -> WeightFormat:
     """The format that a text, or a dtype, means."""
     qtype, colon, group = text.partition(":") if isinstance(text, str) else (text, "", "")
-    qtype = qtype_name(function, name, qtype)
+    if isinstance(qtype, str):
+        qtype = {"fp16": "float16", "bf16": "bfloat16"}.get(qtype, qtype)
+    qtype = qtype_name(function, name, qtype, (*QRANGE, *FLOAT_WEIGHTS))
     if not colon:
         return WeightFormat(qtype, None)
+    if qtype in FLOAT_WEIGHTS:
+        raise ValueError(f"{function}: {name}: {qtype} has no groups, got {text!r}")
     size = group_size(function, f"{name}'s group", int(group) if group.isdecimal() else group)
     return WeightFormat(qtype, size)
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_qgemm import reference
+from jax_qgemm.errors import describe
 from jax_qgemm.packing import check_packed
 from jax_qgemm.types import PackedWeight
 
@@ -21,10 +22,12 @@ def outlier_density(w: PackedWeight) -> jax.Array:
     the outlier-aware split of arXiv 2101.05615.
 
     Raises:
-      TypeError: w is no PackedWeight.
+      TypeError: w is no PackedWeight, or one of floats.
       ValueError: w is of a newer format version.
     """
     check_packed("outlier_density", "w", w, stacks=True)
+    if w.is_float:
+        raise TypeError(f"outlier_density: w must be quantized, got {describe(w)}")
     return _density(w)
 
 

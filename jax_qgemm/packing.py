@@ -1,11 +1,16 @@
 """Weights into the layout of the kernels, and back. Packing is done once, outside hot loops."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
-from jax_qgemm import errors, reference
+from jax_qgemm import compat, errors, reference
 from jax_qgemm.errors import describe
 from jax_qgemm.primitives import pack as primitive
+from jax_qgemm.primitives.pack_float import pack_float
 from jax_qgemm.quantization import quantize
 from jax_qgemm.types import PackedWeight, QuantizedArray
 
@@ -45,35 +50,72 @@ def unpack(w: PackedWeight) -> QuantizedArray:
     """The QuantizedArray that was packed.
 
     Raises:
-      TypeError: w is no PackedWeight.
+      TypeError: w is no PackedWeight, or one of floats, which `w.dequantize()` gives.
       ValueError: w is a stack of weights, or of a newer format version.
     """
     check_packed("unpack", "w", w)
+    if w.is_float:
+        raise TypeError(f"unpack: w must be quantized, got {w.qtype}; use w.dequantize()")
     return _unpack(w)
 
 
-def pack_weight(kernel, qtype="int8", *, symmetric=None) -> PackedWeight:
+def pack_weight(kernel, qtype="int8", *, symmetric=None, clamp=False) -> PackedWeight:
     """Quantize a float (K, N) weight with one scale per column, or per group, and pack it.
 
     Args:
       kernel: float32, bfloat16 or float16 (K, N).
       qtype: "int8" or "uint8"; with a size of groups along K as in "int8:64", a scale for each
-        group and column.
-      symmetric: as in `quantize`.
+        group and column. "fp16" or "bf16" round to floats of 16 bits, with which activations stay
+        floats, too.
+      symmetric: as in `quantize`; of floats None.
+      clamp: of "fp16" and "bf16": values beyond the largest one become that. Where it is False
+        they are refused, or infinite if the kernel is traced.
 
     Raises:
       TypeError: kernel is of another dtype.
-      ValueError: kernel is not 2-D, unknown qtype or size of groups.
+      ValueError: kernel is not 2-D, unknown qtype or size of groups, or values out of range.
     """
     kernel = errors.float_array("pack_weight", "kernel", kernel)
     qtype, group = errors.weight_format("pack_weight", "qtype", qtype)
+    if qtype not in reference.FLOAT_WEIGHTS and clamp:
+        raise ValueError(f"pack_weight: clamp is for fp16 and bf16, got qtype {qtype!r}")
+    if qtype in reference.FLOAT_WEIGHTS and symmetric is not None:
+        raise ValueError(f"pack_weight: symmetric must be None for {qtype}, got {symmetric!r}")
     if kernel.ndim != 2:
         raise ValueError(
             f"pack_weight: kernel must have 2 dimensions (K, N), got {describe(kernel)}; use "
             "jax.vmap for a stack"
         )
+    if qtype in reference.FLOAT_WEIGHTS:
+        return _pack_float(kernel, qtype, bool(clamp))
     form = {"channelwise_axes": [1]} if group is None else {"group_size": group}
     return pack(quantize(kernel, qtype, symmetric=symmetric, **form))
+
+
+def _pack_float(kernel, qtype: str, clamp: bool) -> PackedWeight:
+    values = compat.concrete(kernel)
+    most = float(jnp.finfo(reference.FLOAT_WEIGHTS[qtype]).max)
+    if values is not None and not clamp:
+        with np.errstate(over="ignore"):
+            rounded = values.astype(reference.FLOAT_WEIGHTS[qtype])
+        beyond = values[np.isfinite(values) & ~np.isfinite(rounded)]
+        if beyond.size:
+            largest = np.abs(beyond.astype(np.float32)).max()
+            raise ValueError(
+                f"pack_weight: {beyond.size} of {values.size} values of kernel are beyond "
+                f"±{most:g}, the range of {qtype}, the largest {largest:g}; scale them, or pass "
+                "clamp=True"
+            )
+    return _round_and_pack(kernel, qtype, most if clamp else None)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2), inline=True)
+def _round_and_pack(kernel, qtype: str, most: float | None) -> PackedWeight:
+    if most is not None:
+        kernel = jnp.clip(kernel, -most, most)
+    values = kernel.astype(reference.FLOAT_WEIGHTS[qtype])
+    data = pack_float(lax.bitcast_convert_type(values, jnp.uint16), qtype)
+    return PackedWeight(data, None, None, None, kernel.shape, qtype, False)
 
 
 def check_packed(function: str, name: str, w, stacks: bool = False) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jax_qgemm.types import GemmSpec
 
 QRANGE = {"int8": (-128, 127), "uint8": (0, 255)}
+FLOAT_WEIGHTS = {"float16": np.dtype(jnp.float16), "bfloat16": np.dtype(jnp.bfloat16)}
 FORMAT_VERSION = 1  # of the packed layout
 PANEL = 64  # columns in a panel of the packed layout
 FLT_MAX = np.finfo(np.float32).max
@@ -123,7 +124,8 @@ def quantize_rows(x, qtype: str):
     return [quantize_affine(x * inverse, zero_point, "uint8"), scale[:, 0], zero_point[:, 0]]
 
 
-# The packed layout: packed[panel][k // 4][column][k % 4], panels of 64 columns
+# The packed layout: packed[panel][k // s][column][k % s], panels of 64 columns; steps of s = 4
+# elements of int8, 2 of bfloat16; of float16 [panel][k // 2][column // 16][k % 2][column % 16]
 
 
 def k_block(has_zero_point: bool, group: int | None = None) -> int:
@@ -137,14 +139,53 @@ def blocks(k: int, has_zero_point: bool, group: int | None = None) -> list[slice
     return [slice(start, min(start + step, k)) for start in range(0, max(k, 1), step)]
 
 
-def packed_size(k: int, n: int) -> int:
-    """Bytes of a packed K×N matrix: N up to a multiple of 16, K of 4."""
-    return (n + 15) // 16 * 16 * ((k + 3) // 4 * 4)
+def packed_size(k: int, n: int, weights: str = "int8") -> int:
+    """Elements of a packed K×N matrix: N up to a multiple of 16, K of the elements of a step."""
+    step = _step(weights)
+    return (n + 15) // 16 * 16 * (-(-k // step) * step)
+
+
+def _step(weights: str) -> int:
+    return 2 if weights in FLOAT_WEIGHTS else 4
+
+
+def _to_panels(values, weights: str):
+    """[K,N] → flat, in the packed layout."""
+    k, n = values.shape
+    step, unit = _step(weights), 16 if weights == "float16" else 1
+    padded = jnp.pad(values, ((0, -k % step), (0, -n % 16)))
+    rows, columns = padded.shape
+
+    def panels(part, count, width):
+        parts = part.reshape(rows // step, step, count, width // unit, unit)
+        return parts.transpose(2, 0, 3, 1, 4).ravel()
+
+    full, rest = divmod(columns, PANEL)
+    whole = full * PANEL
+    return jnp.concatenate(
+        [panels(padded[:, :whole], full, PANEL), panels(padded[:, whole:], 1, rest)]
+    )
+
+
+def _from_panels(data, k: int, n: int, weights: str):
+    """The inverse of `_to_panels`."""
+    step, unit = _step(weights), 16 if weights == "float16" else 1
+    rows, columns = -(-k // step) * step, (n + 15) // 16 * 16
+
+    def matrix(part, count, width):
+        parts = part.reshape(count, rows // step, width // unit, step, unit)
+        return parts.transpose(1, 3, 0, 2, 4).reshape(rows, count * width)
+
+    full, rest = divmod(columns, PANEL)
+    end = full * PANEL * rows
+    return jnp.concatenate([matrix(data[:end], full, PANEL), matrix(data[end:], 1, rest)], axis=1)[
+        :k, :n
+    ]
 
 
 def pack(qvalue, zero_point=None, group: int | None = None):
     """qvalue s8[K,N] → data s8[N16*K4], column_sums s32[blocks,N] of (qvalue - zero_point)."""
-    k, n = qvalue.shape
+    k = qvalue.shape[0]
     centred = qvalue.astype(jnp.int32)
     if zero_point is not None:
         centred = centred - expand(zero_point, k, group)
@@ -152,24 +193,23 @@ def pack(qvalue, zero_point=None, group: int | None = None):
         centred[part].sum(axis=0, dtype=jnp.int32)
         for part in blocks(k, zero_point is not None, group)
     ]
-    padded = jnp.pad(qvalue, ((0, -k % 4), (0, -n % 16)))
-    k4, n16 = padded.shape
-    whole = n16 // PANEL * PANEL  # columns in full panels
-    full = padded[:, :whole].reshape(k4 // 4, 4, whole // PANEL, PANEL).transpose(2, 0, 3, 1)
-    last = padded[:, whole:].reshape(k4 // 4, 4, n16 - whole).swapaxes(1, 2)
-    data = jnp.concatenate([full.ravel(), last.ravel()])
-    return data, jnp.stack(sums)
+    return _to_panels(qvalue, "int8"), jnp.stack(sums)
 
 
 def unpack(data, k: int, n: int):
     """The s8[K,N] matrix in packed `data`."""
-    k4, n16 = (k + 3) // 4 * 4, (n + 15) // 16 * 16
-    whole = n16 // PANEL * PANEL
-    full = data[: whole * k4].reshape(whole // PANEL, k4 // 4, PANEL, 4)
-    full = full.transpose(1, 3, 0, 2).reshape(k4, whole)
-    last = data[whole * k4 :].reshape(k4 // 4, n16 - whole, 4)
-    last = last.swapaxes(1, 2).reshape(k4, n16 - whole)
-    return jnp.concatenate([full, last], axis=1)[:k, :n]
+    return _from_panels(data, k, n, "int8")
+
+
+def pack_float(bits, weights: str):
+    """The bits u16[K,N] of `weights` → data u16, packed."""
+    return _to_panels(bits, weights)
+
+
+def unpack_float(data, k: int, n: int, weights: str):
+    """The float32[K,N] values of packed `data`."""
+    bits = _from_panels(data, k, n, weights)
+    return lax.bitcast_convert_type(bits, FLOAT_WEIGHTS[weights]).astype(jnp.float32)
 
 
 # The product
@@ -216,7 +256,7 @@ ACTIVATIONS = {
 def gemm(
     x,
     data,
-    w_scale,
+    w_scale=None,
     column_sums=None,
     x_scale=None,
     x_zero_point=None,
@@ -230,11 +270,31 @@ def gemm(
 ):
     """out[M,N] of x [M,K] and a packed weight, in the order of the output pipeline.
 
-    `acc = Σ_k (x - x_zero_point) * (w - w_zero_point)` exactly; scales; bias; residual; activation;
-    output.
+    `acc = Σ_k (x - x_zero_point) * (w - w_zero_point)` exactly, then scales, or of float weights
+    `Σ_k x * w` in float32; bias; residual; activation; output.
     The column sums are the native kernels' shortcut to the same value.
     """
     del column_sums
+    if spec.float_weights:
+        w = unpack_float(data, x.shape[1], spec.columns, spec.weights)
+        y = lax.dot(x.astype(jnp.float32), w, precision=lax.Precision.HIGHEST)
+    else:
+        y = _quantized_product(x, data, w_scale, x_scale, x_zero_point, w_zero_point, spec)
+        if spec.out_dtype == "int32":
+            return y
+    if bias is not None:
+        y = _rounded(y) + bias
+    if residual is not None:
+        y = y + residual.astype(jnp.float32)
+    if spec.activation != "none":
+        y = ACTIVATIONS[spec.activation](y)
+    if spec.out_dtype in QRANGE:
+        return quantize_static(y, out_scale, out_zero_point, spec.out_dtype)
+    return y.astype(spec.out_dtype)
+
+
+def _quantized_product(x, data, w_scale, x_scale, x_zero_point, w_zero_point, spec: GemmSpec):
+    """The scaled product, float32 [M,N], or the sums themselves, int32."""
     if spec.dynamic:
         x, x_scale, x_zero_point = quantize_rows(x, "uint8")
     qx = x.astype(jnp.int32)
@@ -256,12 +316,4 @@ def gemm(
         y = _rounded(y * w_scale) * x_scale[:, None]
     else:
         y = y * (x_scale * w_scale)
-    if bias is not None:
-        y = _rounded(y) + bias
-    if residual is not None:
-        y = y + residual.astype(jnp.float32)
-    if spec.activation != "none":
-        y = ACTIVATIONS[spec.activation](y)
-    if spec.out_dtype in QRANGE:
-        return quantize_static(y, out_scale, out_zero_point, spec.out_dtype)
-    return y.astype(spec.out_dtype)
+    return y

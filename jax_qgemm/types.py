@@ -17,6 +17,7 @@ import numpy as np
 from jax_qgemm import errors, reference
 
 _QTYPES = tuple(reference.QRANGE)
+_WEIGHTS = (*_QTYPES, *reference.FLOAT_WEIGHTS)
 
 
 class _Quantized:
@@ -58,16 +59,26 @@ class _Quantized:
         raise NotImplementedError
 
     @classmethod
-    def _read(cls, arrays: Mapping[str, np.ndarray], dtypes, length: int):
+    def _fields(cls, qtype: str) -> dict[str, str]:
+        """The arrays that one of `qtype` has, and their dtypes; it may lack a zero_point."""
+        raise NotImplementedError
+
+    @classmethod
+    def _read(cls, arrays: Mapping[str, np.ndarray], qtypes: tuple[str, ...], length: int):
         """(metadata, qtype, arrays by field name) of data that this release can read.
 
-        `dtypes`: what each field must have, "qtype" for that of the metadata; `length`: of the
-        metadata.
+        `qtypes`: that it may have, by their numbers; `length`: of the metadata.
         """
         where = f"{cls.__name__}.from_arrays"
-        missing = [n for n in (*dtypes, "metadata") if n not in arrays and n != "zero_point"]
-        if missing:
-            raise ValueError(f"{where}: no {', '.join(missing)} in the data")
+
+        def require(qtype, *more):
+            names = (*cls._fields(qtype), *more)
+            missing = [n for n in names if n not in arrays and n != "zero_point"]
+            if missing:
+                raise ValueError(f"{where}: no {', '.join(missing)} in the data")
+
+        if "metadata" not in arrays:
+            require(qtypes[0], "metadata")
         found = np.asarray(arrays["metadata"])
         if found.dtype.kind in "iu" and found.size:
             errors.check_format_version(where, int(found.flat[0]))
@@ -76,20 +87,20 @@ class _Quantized:
                 f"{where}: metadata must be {length} integers, got {errors.describe(found)}"
             )
         metadata = found.tolist()
-        if not 0 <= metadata[1] < len(_QTYPES):
-            known = ", ".join(f"{i} ({name})" for i, name in enumerate(_QTYPES))
+        if not 0 <= metadata[1] < len(qtypes):
+            known = ", ".join(f"{i} ({name})" for i, name in enumerate(qtypes))
             raise ValueError(f"{where}: unknown qtype {metadata[1]} in metadata, known: {known}")
-        qtype, parts = _QTYPES[metadata[1]], {"zero_point": None}
-        for name, dtype in dtypes.items():
-            if name in arrays:
-                dtype = qtype if dtype == "qtype" else dtype
-                part = np.asarray(arrays[name])
-                if part.dtype.name != dtype:
-                    raise ValueError(
-                        f"{where}: {name} must be {dtype}, got {errors.describe(part)}"
-                    )
-                parts[name] = errors.as_array(where, name, part)
-        return metadata, qtype, parts
+        qtype = qtypes[metadata[1]]
+        require(qtype)
+        parts = {}
+        for name, dtype in cls._fields(qtype).items():
+            if name not in arrays:
+                continue
+            part = np.asarray(arrays[name])
+            if part.dtype.name != dtype:
+                raise ValueError(f"{where}: {name} must be {dtype}, got {errors.describe(part)}")
+            parts[name] = errors.as_array(where, name, part)
+        return metadata, qtype, {"zero_point": None} | parts
 
 
 @jax.tree_util.register_dataclass
@@ -127,9 +138,12 @@ class QuantizedArray(_Quantized):
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> QuantizedArray:
         """The inverse of `to_arrays`. ValueError for data of a newer release or altered data."""
-        dtypes = {"qvalue": "qtype", "scale": "float32", "zero_point": "int32"}
-        (*_, group), qtype, parts = cls._read(arrays, dtypes, 3)
+        (*_, group), qtype, parts = cls._read(arrays, _QTYPES, 3)
         return cls(**parts, qtype=qtype, group_size=group or None)
+
+    @classmethod
+    def _fields(cls, qtype: str) -> dict[str, str]:
+        return {"qvalue": qtype, "scale": "float32", "zero_point": "int32"}
 
     def __repr__(self) -> str:
         return (
@@ -142,29 +156,30 @@ class QuantizedArray(_Quantized):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class PackedWeight(_Quantized):
-    """A quantized K×N weight in the layout of the kernels, one layout for every CPU.
+    """A quantized or 16-bit float K×N weight in the kernels' layout, the same for every CPU.
 
     Make one with `pack` or `pack_weight`; hold it, checkpoint it and pass it to jitted functions
     like any weight. `jax.tree.map(lambda *w: jnp.stack(w), *weights)` makes a stack for scan or
     vmap.
 
     Attributes:
-      data: int8, flat: panels of 64 columns, in them quads of K, in them columns.
+      data: int8, or uint16, the bits of float16 and bfloat16, which no cast of floats in a tree
+        of parameters changes; flat: panels of 64 columns, in them steps of K, in them columns.
       scale: float32[N], one per column even where the weight has a single scale; [groups, N] of a
-        weight in groups.
+        weight in groups; None of floats.
       zero_point: int32 of the shape of `scale`, or None; in terms of the stored int8 values.
-      column_sums: int32[blocks, N], sums over blocks of K of (value - zero_point).
+      column_sums: int32[blocks, N], sums over blocks of K of (value - zero_point); None of floats.
       matrix_shape: (K, N), static.
-      qtype: "int8" or "uint8" (stored as q - 128), static.
+      qtype: "int8", "uint8" (stored as q - 128), "float16" or "bfloat16", static.
       channelwise: whether the columns have scales of their own, static.
       format_version: of the layout, static.
       group_size: so many elements along K share a scale; None: all of them. Static.
     """
 
     data: jax.Array
-    scale: jax.Array
+    scale: jax.Array | None
     zero_point: jax.Array | None
-    column_sums: jax.Array
+    column_sums: jax.Array | None
     matrix_shape: tuple[int, int] = dataclasses.field(metadata={"static": True})
     qtype: str = dataclasses.field(metadata={"static": True})
     channelwise: bool = dataclasses.field(metadata={"static": True})
@@ -178,25 +193,30 @@ class PackedWeight(_Quantized):
         """(K, N), after the leading dimensions of a stack."""
         return tuple(getattr(self.data, "shape", (0,))[:-1]) + self.matrix_shape
 
+    @property
+    def is_float(self) -> bool:
+        """Whether it holds floats: activations then stay floats, too."""
+        return self.qtype in reference.FLOAT_WEIGHTS
+
     def dequantize(self) -> jax.Array:
         """The real values, float32 of `shape`."""
         if self.data.ndim > 1:
             return jax.vmap(PackedWeight.dequantize)(self)
         errors.check_format_version("dequantize", self.format_version)
+        if self.is_float:
+            return _unpack_float(self.data, *self.matrix_shape, self.qtype)
         values = reference.unpack(self.data, *self.matrix_shape)
         return _dequantize(values, self.scale, self.zero_point, self.group_size)
 
     def _metadata(self) -> list[int]:
-        index = _QTYPES.index(self.qtype)
+        index = _WEIGHTS.index(self.qtype)
         group = self.group_size or 0
         return [self.format_version, index, *self.matrix_shape, int(self.channelwise), group]
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> PackedWeight:
         """The inverse of `to_arrays`. ValueError for data of a newer release or altered data."""
-        ints = {"zero_point": "int32", "column_sums": "int32"}
-        dtypes = {"data": "int8", "scale": "float32", **ints}
-        (version, _, k, n, channelwise, group), qtype, parts = cls._read(arrays, dtypes, 6)
+        (version, _, k, n, channelwise, group), qtype, parts = cls._read(arrays, _WEIGHTS, 6)
         where = "PackedWeight.from_arrays"
         if min(k, n) < 0:
             raise ValueError(f"{where}: metadata must hold sizes K, N >= 0, got {k}, {n}")
@@ -204,10 +224,11 @@ class PackedWeight(_Quantized):
         data, has_zero_point = parts["data"], parts["zero_point"] is not None
         if qtype == "uint8" and not has_zero_point:
             raise ValueError(f"{where}: no zero_point in the data, which a uint8 weight has")
-        if data.shape[-1:] != (reference.packed_size(k, n),):
+        size = reference.packed_size(k, n, qtype)
+        if data.shape[-1:] != (size,):
             raise ValueError(
-                f"{where}: data has {data.shape[-1] if data.ndim else 'no'} bytes, expected "
-                f"{reference.packed_size(k, n)} for a packed {k}×{n} weight"
+                f"{where}: data has {data.shape[-1] if data.ndim else 'no'} elements, expected "
+                f"{size} for a packed {k}×{n} weight"
             )
         blocks = len(reference.blocks(k, has_zero_point, group))
         columns = (blocks, n) if group else (n,)
@@ -217,12 +238,12 @@ class PackedWeight(_Quantized):
             ("column_sums", (blocks, n)),
         ):
             expected = (*data.shape[:-1], *shape)
-            if parts[name] is not None and parts[name].shape != expected:
+            if parts.get(name) is not None and parts[name].shape != expected:
                 raise ValueError(
                     f"{where}: {name} has shape {parts[name].shape}, expected {expected}"
                 )
         return cls(
-            **parts,
+            **({"scale": None, "column_sums": None} | parts),
             matrix_shape=(k, n),
             qtype=qtype,
             channelwise=bool(channelwise),
@@ -230,7 +251,17 @@ class PackedWeight(_Quantized):
             group_size=group,
         )
 
+    @classmethod
+    def _fields(cls, qtype: str) -> dict[str, str]:
+        if qtype in reference.FLOAT_WEIGHTS:
+            return {"data": "uint16"}
+        ints = {"zero_point": "int32", "column_sums": "int32"}
+        return {"data": "int8", "scale": "float32", **ints}
+
     def __repr__(self) -> str:
+        if self.is_float:
+            dims = ",".join(map(str, self.shape))
+            return f"PackedWeight({self.qtype}[{dims}], data={_brief(self.data)})"
         scales = "per channel" if self.channelwise else "per tensor"
         scales = f"per group of {self.group_size}" if self.group_size else scales
         dims = ",".join(map(str, self.shape))
@@ -243,14 +274,15 @@ class GemmSpec:
     """What one gemm does besides its shapes: the static parameter of the primitive.
 
     Attributes:
+      weights: how they are stored: "int8", or "float16" or "bfloat16", which take a float x and
+        have no scales, zero points or groups.
+      columns: N of float weights, of which no scales tell it.
       dynamic: x is float, quantized per row inside; no x_scale, no x_zero_point.
       x_scale, x_zero_point: "none", "tensor" or "row".
       w_zero_point, bias, residual: whether that operand is present.
       activation: "none", or a key of `reference.ACTIVATIONS`.
       out_dtype: "float32", "bfloat16", "float16", "int8", "uint8" or "int32" (the raw sums).
       out_scale: of an 8-bit result: one per "tensor" or "column".
-      batched: several products in one call: the result has a leading dimension, and so may each
-        operand.
       batched: several products in one call: the result has a leading dimension for them, and so
         may each operand.
       ragged: groups of rows of x have a weight each, whose operands have a leading dimension.
@@ -269,6 +301,15 @@ class GemmSpec:
     group: int | None = None
     batched: bool = False
     ragged: bool = False
+    weights: str = "int8"
+    columns: int | None = None
+
+    @property
+    def float_weights(self) -> bool:
+        return self.weights in reference.FLOAT_WEIGHTS
+
+
+_unpack_float = jax.jit(reference.unpack_float, static_argnums=(1, 2, 3), inline=True)
 
 
 @functools.partial(jax.jit, static_argnums=3, inline=True)

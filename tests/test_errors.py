@@ -152,7 +152,10 @@ def test_groups(small):
         ValueError, "pack_weight: qtype's group must be None or a multiple of 16 up to 32"
     ):
         jq.pack_weight(X, "int8:x")
-    with refuses(ValueError, "pack_weight: qtype must be 'int8' or 'uint8', got 'int3'"):
+    with refuses(
+        ValueError,
+        "pack_weight: qtype must be 'int8', 'uint8', 'float16' or 'bfloat16', got 'int3'",
+    ):
         jq.pack_weight(X, "int3:32")
     q = jq.quantize(X, "int8", group_size=32)
     with refuses(ValueError, "dot: x has scales per group; activations have one per tensor or per"):
@@ -199,7 +202,9 @@ def test_qtype(wrong, small, xq):
             jq.quantize(X, None)
     with refuses(ValueError, "quantize: qtype must be 'int8' or 'uint8', got "):
         jq.quantize(X, wrong)
-    with refuses(ValueError, "pack_weight: qtype must be 'int8' or 'uint8', got "):
+    with refuses(
+        ValueError, "pack_weight: qtype must be 'int8', 'uint8', 'float16' or 'bfloat16', got "
+    ):
         jq.pack_weight(X, wrong)
     if wrong is not None:
         with refuses(ValueError, "quantized_linear: out_qtype must be 'int8' or 'uint8', got "):
@@ -308,7 +313,11 @@ def parts_of(xq, **parts):
         ({"qvalue": [[1, 2]]}, TypeError, "qvalue must be uint8, as {}.qtype says, got int32[1,2]"),
         ({"qvalue": None}, TypeError, "qvalue must be an array, got None"),
         ({"qtype": "int8"}, TypeError, "qvalue must be int8, as {}.qtype says, got uint8[8,768]"),
-        ({"qtype": "int4"}, ValueError, "qtype must be 'int8' or 'uint8', got 'int4'"),
+        (
+            {"qtype": "int4"},
+            ValueError,
+            "qtype must be 'int8' or 'uint8', got 'int4'",
+        ),
         ({"scale": None}, TypeError, "scale must be an array, got None"),
         ({"scale": jnp.int32(1)}, TypeError, "scale must be float32, got int32[]"),
         ({"scale": jnp.bfloat16(1)}, TypeError, "scale must be float32, got bfloat16[]"),

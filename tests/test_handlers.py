@@ -10,7 +10,7 @@ from jax_qgemm import native
 pytestmark = pytest.mark.skipif(not native.targets, reason="the native extension is not built")
 
 M, K, N = 3, 8, 16
-F32, S8, U8, S32 = jnp.float32, jnp.int8, jnp.uint8, jnp.int32
+F32, F16, S8, U8, S32 = jnp.float32, jnp.float16, jnp.int8, jnp.uint8, jnp.int32
 
 
 def zeros(shape, dtype):
@@ -24,6 +24,7 @@ OPERANDS = {
     "column_sums": zeros((1, N), S32),
 }
 ATTRIBUTES = {
+    "weights": "int8",
     "dynamic": True,
     "x_scale": "none",
     "x_zero_point": "none",
@@ -38,6 +39,7 @@ ATTRIBUTES = {
 }
 
 
+BITS = zeros((N * K,), jnp.uint16)
 BATCHED = {"attributes": {"batched": True}, "out": ((2, M, N), F32)}
 
 
@@ -72,7 +74,11 @@ def test_programs_that_fit():
         ("unsupported group", {"attributes": {"group": np.int64(8)}}),
         ("unsupported group", {"attributes": {"group": np.int64(-16)}}),
         ("w_scale has shape", {"attributes": {"group": np.int64(16)}}),
-        ("w_scale has rank", {"w_scale": zeros((), F32)}),
+        ("w_scale has shape", {"w_scale": zeros((), F32)}),
+        ("w_scale is missing or of another", {"w_scale": zeros((N,), S32)}),
+        ("unsupported weights 'int3'", {"attributes": {"weights": "int3"}}),
+        ("data is of another dtype", {"attributes": {"weights": "float16"}}),
+        ("data is of another dtype", {"data": zeros((N * K,), U8)}),
         ("out has rank", {"attributes": {"batched": True}}),
         ("out has rank", {"out": ((2, M, N), F32)}),
         ("x has shape", {"x": zeros((3, M, K), F32), **BATCHED}),
@@ -103,6 +109,33 @@ def test_gemm_refuses(reason, arguments):
 def test_gemm_refuses_optional_operands(reason, more, flags):
     with pytest.raises(jax.errors.JaxRuntimeError, match=reason):
         gemm(*more, attributes=flags)
+
+
+@pytest.mark.parametrize(
+    "reason,arguments",
+    [
+        ("data has shape", {"data": zeros((N * K + 1,), jnp.uint16)}),
+        ("data is of another dtype", {"data": zeros((N * K,), F16)}),
+        ("float weights take a float x", {"x": zeros((M, K), U8)}),
+        ("float weights take a float x", {"out": ((M, N), S32)}),
+        ("float weights take a float x", {"attributes": {"has_w_zero_point": True}}),
+        ("float weights take a float x", {"attributes": {"group": np.int64(16)}}),
+        ("dynamic quantization goes with", {"attributes": {"dynamic": True}}),
+        ("x_scale goes with integer x", {"attributes": {"x_scale": "tensor"}}),
+        ("a float x has no zero point", {"attributes": {"x_zero_point": "row"}}),
+        ("bias is missing", {"attributes": {"has_bias": True}}),
+        ("optional operands, used 0", {"more": [zeros((N,), F32)]}),
+    ],
+)
+def test_gemm_of_float_weights_refuses(reason, arguments):
+    def call(x=OPERANDS["x"], data=BITS, out=((M, N), F32), attributes=(), more=()):
+        attributes = {"weights": "float16", "dynamic": False} | dict(attributes)
+        call = jax.ffi.ffi_call("jax_qgemm.gemm.v1", jax.ShapeDtypeStruct(*out))
+        return jax.block_until_ready(call(x, data, *more, **(ATTRIBUTES | attributes)))
+
+    assert np.array_equal(call(), np.zeros((M, N)))
+    with pytest.raises(jax.errors.JaxRuntimeError, match=reason):
+        call(**arguments)
 
 
 def test_gemm_refuses_a_scale_of_another_length():
@@ -140,6 +173,21 @@ def test_pack_refuses():
             pack(*arguments)
     with pytest.raises(jax.errors.JaxRuntimeError, match="zero_point has shape"):
         pack((N * K,), (1, N), zeros((N + 1,), S32), flag=True)
+
+
+def test_pack_float_refuses():
+    def pack(shape, weights):
+        call = jax.ffi.ffi_call("jax_qgemm.pack_float.v1", jax.ShapeDtypeStruct(shape, jnp.uint16))
+        return jax.block_until_ready(call(zeros((K, N), jnp.uint16), weights=weights))
+
+    pack((N * K,), "bfloat16")
+    for reason, arguments in [
+        ("data has shape", [(N * K + 2,), "float16"]),
+        ("unsupported weights 'int8'", [(N * K,), "int8"]),
+        ("unsupported weights 'f16'", [(N * K,), "f16"]),
+    ]:
+        with pytest.raises(jax.errors.JaxRuntimeError, match=reason):
+            pack(*arguments)
 
 
 def test_quantize_refuses():

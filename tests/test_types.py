@@ -150,7 +150,7 @@ ALTERED = [
     ({"metadata": np.asarray([1, 1, 20, 30, 1, 0])}, "no zero_point in the data"),
     ({"metadata": np.asarray([1, 0, 20, 30, 1, 7])}, "group_size must be None or a multiple of 16"),
     ({"metadata": np.asarray([1, 0, 20, 30, 1, 16])}, "scale has shape (30,), expected (2, 30)"),
-    ({"data": np.int8(0)}, "data has no bytes, expected 640 for a packed 20×30 weight"),
+    ({"data": np.int8(0)}, "data has no elements, expected 640 for a packed 20×30 weight"),
     ({"data": np.zeros(640, np.float32)}, "data must be int8, got float32[640]"),
     ({"scale": np.zeros(30)}, "scale must be float32, got float64[30]"),
     ({"scale": np.zeros(29, np.float32)}, "scale has shape (29,), expected (30,)"),
@@ -183,5 +183,5 @@ def test_incomplete_arrays_are_refused():
     arrays = samples()["packed int8"].to_arrays()
     with pytest.raises(ValueError, match=r"PackedWeight.from_arrays: no column_sums in the data"):
         jq.PackedWeight.from_arrays({k: v for k, v in arrays.items() if k != "column_sums"})
-    with pytest.raises(ValueError, match="data has 639 bytes, expected 640"):
+    with pytest.raises(ValueError, match="data has 639 elements, expected 640"):
         jq.PackedWeight.from_arrays(arrays | {"data": arrays["data"][1:]})

@@ -73,6 +73,7 @@ class QDense(nn.Module):
                 return pack_weight(kernel, self.qtype), kernel.dtype
             if stored.shape != float_args[0]:
                 raise ValueError(f"QDense: kernel is {stored}, expected shape {float_args[0]}")
+            return stored, None  # of any format, whatever qtype says
 
         def init(key):
             return pack_weight(nn.meta.unbox(self.kernel_init(key, *float_args)), self.qtype)
@@ -165,9 +166,8 @@ def _warn_packed_at_every_call() -> None:
 
 
 def _to_state_dict(weight: PackedWeight) -> dict[str, Any]:
-    arrays = {name: getattr(weight, name) for name in ("data", "scale", "column_sums")}
-    if weight.zero_point is not None:
-        arrays["zero_point"] = weight.zero_point
+    parts = {n: getattr(weight, n) for n in ("data", "scale", "zero_point", "column_sums")}
+    arrays = {name: part for name, part in parts.items() if part is not None}
     # An array, so that a flattened state dict holds nothing else.
     return arrays | {"format_version": np.asarray(weight.format_version, np.int32)}
 
@@ -177,9 +177,7 @@ def _from_state_dict(weight: PackedWeight, state: dict[str, Any]) -> PackedWeigh
     errors.check_format_version("from_state_dict", version)
     return PackedWeight(
         data=state["data"],
-        scale=state["scale"],
-        zero_point=state.get("zero_point"),
-        column_sums=state["column_sums"],
+        **{name: state.get(name) for name in ("scale", "zero_point", "column_sums")},
         matrix_shape=weight.matrix_shape,
         qtype=weight.qtype,
         channelwise=weight.channelwise,

@@ -36,7 +36,8 @@ class QuantizedParam(nnx.Variable):
 class QLinear(nnx.Module):
     """`nnx.Linear` with quantized, packed weights: x (…, in) → (…, out), with its dtypes.
 
-    Activations are quantized per row on the fly (see `jax_qgemm.dot`). The weight lives in
+    Activations are quantized per row on the fly, but with "fp16" and "bf16" weights (see
+    `jax_qgemm.dot`). The weight lives in
     `QuantizedParam`s of plain arrays, the bias in an `nnx.Param`, so `nnx.split`, `nnx.state`
     and orbax treat the layer like any other.
 
@@ -75,15 +76,13 @@ class QLinear(nnx.Module):
         kernel = kernel_init(rngs.params(), (in_features, out_features), param_dtype)
         packed = pack_weight(kernel, qtype)
         self.data = QuantizedParam(packed.data)
-        self.scale = QuantizedParam(packed.scale)
-        self.column_sums = QuantizedParam(packed.column_sums)
+        for name in ("scale", "zero_point", "column_sums"):
+            part = getattr(packed, name)
+            setattr(self, name, nnx.data(None if part is None else QuantizedParam(part)))
         # As long as its number says: shapes, unlike values, are known while tracing, so that data
         # of a newer release is refused under jit too.
         version = packed.format_version
         self.format_version = QuantizedParam(jnp.full((version,), version, jnp.uint8))
-        self.zero_point = nnx.data(
-            None if packed.zero_point is None else QuantizedParam(packed.zero_point)
-        )
         self.bias = nnx.data(
             nnx.Param(bias_init(rngs.params(), (out_features,), param_dtype)) if use_bias else None
         )
@@ -127,11 +126,15 @@ class QLinear(nnx.Module):
     @property
     def weight(self) -> PackedWeight:
         """The packed weight (in_features, out_features), as `jax_qgemm.dot` takes it."""
+
+        def array(part):
+            return None if part is None else part[...]
+
         return PackedWeight(
             data=self.data[...],
-            scale=self.scale[...],
-            zero_point=None if self.zero_point is None else self.zero_point[...],
-            column_sums=self.column_sums[...],
+            scale=array(self.scale),
+            zero_point=array(self.zero_point),
+            column_sums=array(self.column_sums),
             matrix_shape=(self.in_features, self.out_features),
             qtype=self.qtype,
             channelwise=self.channelwise,

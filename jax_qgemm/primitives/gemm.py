@@ -25,7 +25,9 @@ def operand_names(spec: GemmSpec) -> tuple[str, ...]:
     raw = spec.out_dtype == "int32"
     requantized = spec.out_dtype in ("int8", "uint8")
     optional = {
-        "x_scale": not spec.dynamic and not raw,
+        "w_scale": not spec.float_weights,
+        "column_sums": not spec.float_weights,
+        "x_scale": not spec.dynamic and not raw and not spec.float_weights,
         "x_zero_point": spec.x_zero_point != "none",
         "w_zero_point": spec.w_zero_point,
         "bias": spec.bias,
@@ -34,7 +36,7 @@ def operand_names(spec: GemmSpec) -> tuple[str, ...]:
         "out_zero_point": requantized,
         "group_sizes": spec.ragged,
     }
-    always = ("x", "data", "w_scale", "column_sums")
+    always = ("x", "data")
     return always + tuple(name for name, present in optional.items() if present)
 
 
@@ -47,7 +49,10 @@ def _shapes(spec: GemmSpec, m: int, n: int, k: int):
     blocks = len(reference.blocks(k, spec.w_zero_point, spec.group))
     columns = (blocks, n) if spec.group else (n,)
     return {
-        "data": ((reference.packed_size(k, n),), ("int8",)),
+        "data": (
+            (reference.packed_size(k, n, spec.weights),),
+            ("uint16" if spec.float_weights else "int8",),
+        ),
         "w_scale": (columns, ("float32",)),
         "column_sums": ((blocks, n), ("int32",)),
         "x_scale": (rows[spec.x_scale], ("float32",)),
@@ -73,11 +78,13 @@ def _abstract_eval(*avals, spec: GemmSpec):
     size = operands["group_sizes"].shape[0] if spec.ragged else None
     if spec.batched:
         size = next(o.shape[0] for name, o in operands.items() if o.ndim > _rank(name, spec))
-    if operands["w_scale"].ndim - (2 if spec.group else 1) not in (0, size is not None):
-        expected = "float32[groups,N]" if spec.group else "float32[N]"
-        _refuse("w_scale", operands["w_scale"], expected)
+    n = spec.columns
+    if not spec.float_weights:
+        w_scale = operands["w_scale"]
+        if w_scale.ndim - (2 if spec.group else 1) not in (0, size is not None):
+            _refuse("w_scale", w_scale, "float32[groups,N]" if spec.group else "float32[N]")
+        n = w_scale.shape[-1]
     m, k = operands["x"].shape[-2:]
-    n = operands["w_scale"].shape[-1]
     for name, (shape, dtypes) in _shapes(spec, m, n, k).items():
         found = operands.get(name)
         shapes = (shape,) if size is None else (shape, (size, *(shape or ())))
@@ -120,6 +127,7 @@ def _batch_axis(name: str, operand, spec: GemmSpec):
 
 def _attributes(spec: GemmSpec):
     return {
+        "weights": spec.weights,
         "dynamic": spec.dynamic,
         "x_scale": spec.x_scale,
         "x_zero_point": spec.x_zero_point,

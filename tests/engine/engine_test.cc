@@ -37,15 +37,23 @@ bool NamesDiffer() {
     }
     keys = std::move(varied);
   };
+  const auto differ = [&keys] {
+    std::set<std::string> names;
+    for (const TileKey& key : keys) names.insert(Name(key));
+    std::printf("%d keys, %d names\n", int(keys.size()), int(names.size()));
+    return names.size() == keys.size();
+  };
+  vary([](TileKey& key, int v) { key.epilogue.out = OutType(v); }, {0, 1, 2, 3, 4, 5});
+  const std::vector<TileKey> outs = keys;
   vary([](TileKey& key, int v) { key.rows = v; }, {1, 16});
   vary([](TileKey& key, int v) { key.columns = v; }, {8, 64});
   vary([](TileKey& key, int v) { key.panel_columns = v; }, {16, 64});
-  vary([](TileKey& key, int v) { key.part = KPart(v); }, {1, 3});
+  vary([](TileKey& key, int v) { key.part = KPart(v); }, {0, 1, 2, 3});
   vary([](TileKey& key, int v) { key.streams = v; }, {0, 1});
   vary([](TileKey& key, int v) { key.from_sums = v; }, {0, 1});
   vary([](TileKey& key, int v) { key.w = WType(v); }, {0, 1, 2});
-  vary([](TileKey& key, int v) { key.epilogue.float_sums = v; }, {0, 1});
-  vary([](TileKey& key, int v) { key.epilogue.out = OutType(v); }, {0, 1, 2, 3, 4, 5});
+  const bool of_tiles = differ();
+  keys = outs;
   vary([](TileKey& key, int v) { key.epilogue.activation = Activation(v); }, {0, 1, 2, 3, 4});
   vary([](TileKey& key, int v) { key.epilogue.x_zero = Granularity(v); }, {0, 1, 2});
   vary([](TileKey& key, int v) { key.epilogue.x_scale = Granularity(v); }, {1, 2});
@@ -54,10 +62,8 @@ bool NamesDiffer() {
   vary([](TileKey& key, int v) { key.epilogue.bias = v; }, {0, 1});
   vary([](TileKey& key, int v) { key.epilogue.residual = ResidualType(v); }, {0, 1, 2, 3});
   vary([](TileKey& key, int v) { key.epilogue.out_scale_per_column = v; }, {0, 1});
-  std::set<std::string> names;
-  for (const TileKey& key : keys) names.insert(Name(key));
-  std::printf("%d keys, %d names\n", int(keys.size()), int(names.size()));
-  return names.size() == keys.size();
+  vary([](TileKey& key, int v) { key.epilogue.float_sums = v; }, {0, 1});
+  return differ() && of_tiles;
 }
 
 #ifdef EMULATES_AMX

@@ -167,12 +167,12 @@ inline void Output(const Case& c, const Problem& p, std::int64_t at, float y,
 inline std::vector<std::uint8_t> FloatReference(const Case& c, const Problem& p) {
   const auto& [m, n, k, batch, ragged] = c.shape;
   std::vector<std::uint8_t> out(m * n * SizeOf(c.spec.epilogue.out));
+  std::vector<float> row(k);
   for (std::int64_t i = 0; i < m; ++i) {
+    for (std::int64_t q = 0; q < k; ++q) row[q] = XFloat(p, c.spec.x, i * k + q);
     for (std::int64_t j = 0; j < n; ++j) {
       float sum = 0;
-      for (std::int64_t q = 0; q < k; ++q) {
-        sum = std::fma(XFloat(p, c.spec.x, i * k + q), p.w_float[q * n + j], sum);
-      }
+      for (std::int64_t q = 0; q < k; ++q) sum = std::fma(row[q], p.w_float[q * n + j], sum);
       Output(c, p, i * n + j, sum, out);
     }
   }

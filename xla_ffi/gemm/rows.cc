@@ -63,7 +63,13 @@ void PreparedRows::Prepare(const Plan& plan, const GemmOperands& operands, std::
     } else {
       CopyShifted(x, k, std::uint8_t(shift), a);
     }
-    std::memset(a + k * size, 0, std::size_t((plan.layout.PaddedK() - k) * size));
+    const std::int64_t padding = plan.layout.PaddedK() - k;
+    if (widened) {
+      // Products of -0: they keep a sum of -0.
+      std::fill_n(reinterpret_cast<float*>(a) + k, padding, -0.0F);
+    } else {
+      std::memset(a + k * size, 0, std::size_t(padding * size));
+    }
   }
 
   scales_ = dynamic                                 ? row_scales

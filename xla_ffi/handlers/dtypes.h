@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <string_view>
 
 #include "gemm/spec.h"
 #include "xla/ffi/api/ffi.h"
@@ -44,6 +45,14 @@ inline std::optional<OutType> OutTypeOf(ffi::DataType dtype) {
     default:
       return {};
   }
+}
+
+// By the name of how the weights are stored.
+inline std::optional<WType> WTypeOf(std::string_view name) {
+  if (name == "int8") return WType::kS8;
+  if (name == "float16") return WType::kF16;
+  if (name == "bfloat16") return WType::kBf16;
+  return {};
 }
 
 // kNone for a dtype that a residual cannot have.

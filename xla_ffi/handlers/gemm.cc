@@ -1,7 +1,9 @@
 // jax_qgemm.gemm.v1: out = epilogue(x · w) for a packed weight; the mathematics is in gemm/spec.h.
 //
-// operands: x [M,K] u8, s8, f32, bf16 or f16; data s8 [packed]; w_scale f32 [N];
-//   column_sums s32 [blocks,N]; with a group, w_scale and w_zero_point are [groups,N];
+// operands: x [M,K] u8, s8, f32, bf16 or f16; data [packed], s8 or, weights "float16" and
+// "bfloat16",
+//   their bits u16, which takes a float x; of s8, w_scale f32 [N] and column_sums s32 [blocks,N];
+//   with a group, w_scale and w_zero_point are [groups,N];
 //   then those in use: x_scale f32 [] or [M]; x_zero_point s32 [] or [M]; w_zero_point s32 [N];
 //   bias f32 [N]; residual f32, bf16 or f16 [M,N]; out_scale f32 [] or [N]; out_zero_point s32 [].
 // result: out [M,N] f32, bf16, f16, u8, s8, or s32 (the sums themselves).
@@ -41,21 +43,22 @@ std::optional<Granularity> GranularityOf(std::string_view name) {
   return {};
 }
 
-ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::Buffer<ffi::S8> data,
-                ffi::Buffer<ffi::F32> w_scale, ffi::Buffer<ffi::S32> column_sums,
-                ffi::RemainingArgs rest, ffi::Result<ffi::AnyBuffer> out, bool dynamic,
-                std::string_view x_scale, std::string_view x_zero_point, bool has_w_zero_point,
-                bool has_bias, bool has_residual, std::int64_t group, bool batched, bool ragged,
-                std::string_view activation, bool out_scale_per_column) {
+ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer data,
+                ffi::RemainingArgs rest, ffi::Result<ffi::AnyBuffer> out, std::string_view weights,
+                bool dynamic, std::string_view x_scale, std::string_view x_zero_point,
+                bool has_w_zero_point, bool has_bias, bool has_residual, std::int64_t group,
+                bool batched, bool ragged, std::string_view activation, bool out_scale_per_column) {
   Checker check(kTarget);
   PlanKey key;
   Epilogue& epilogue = key.spec.epilogue;
   const auto x_type = XTypeOf(x.element_type());
+  const auto w_type = WTypeOf(weights);
   const auto out_type = OutTypeOf(out->element_type());
   const auto act = ActivationOf(activation);
   const auto scale_form = GranularityOf(x_scale), zero_form = GranularityOf(x_zero_point);
   check.Require(x_type && out_type && act, "unsupported dtype of x or out, or activation '",
                 activation, "'");
+  check.Require(w_type.has_value(), "unsupported weights '", weights, "'");
   check.Require(scale_form && zero_form, "x_scale and x_zero_point must be none, tensor or row");
   check.Require(IsGroup(group), "unsupported group ", group);
   const std::size_t rank = x.dimensions().size();
@@ -67,14 +70,17 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::Buffer<ffi::
   const std::int64_t batch = batched && check.ok() ? out->dimensions()[0] : 0;
   if (batched && check.ok() && batch == 0) return ffi::Error::Success();
   check.Require(rank == 2 || (batch > 0 && rank == 3), "x has rank ", rank, ", expected 2");
-  check.Require(w_scale.dimensions().size() > 0, "w_scale has rank 0");
   if (!check.ok()) return check.error();
 
-  const bool raw = *out_type == OutType::kS32;
-  check.Require(dynamic == IsFloat(*x_type),
-                "dynamic quantization goes with float x, and only with it");
-  check.Require((*scale_form == Granularity::kNone) == (dynamic || raw),
+  const bool raw = *out_type == OutType::kS32, float_w = IsFloat(*w_type);
+  check.Require(data.element_type() == (float_w ? ffi::U16 : ffi::S8), "data is of another dtype");
+  check.Require(!float_w || (IsFloat(*x_type) && !has_w_zero_point && group == 0 && !raw),
+                "float weights take a float x and have no zero points or groups");
+  check.Require(dynamic == (IsFloat(*x_type) && !float_w),
+                "dynamic quantization goes with float x and int8 weights, and only with them");
+  check.Require((*scale_form == Granularity::kNone) == (dynamic || raw || float_w),
                 "x_scale goes with integer x and a result that is not int32");
+  check.Require(!float_w || *zero_form == Granularity::kNone, "a float x has no zero point");
   check.Require(!dynamic || *zero_form == Granularity::kNone,
                 "dynamic quantization chooses the zero point itself: x_zero_point must be none");
   check.Require(!raw || (!dynamic && !has_bias && !has_residual && *act == Activation::kNone),
@@ -82,12 +88,13 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::Buffer<ffi::
   check.Require(!raw || group == 0, "an int32 result takes no groups");
 
   const std::int64_t m = x.dimensions()[rank - 2], k = x.dimensions()[rank - 1];
-  const std::int64_t n = w_scale.dimensions().back();
+  const std::int64_t n = out->dimensions().back();
   const std::int64_t blocks = KBlocks(k, has_w_zero_point, group);
   // Of the weights: the groups of a ragged product are a batch that shares x and out.
   const std::int64_t stack = ragged ? data.dimensions()[0] : batch;
   key.shape = {m, n, k, batched || ragged ? stack : 1, ragged};
   key.spec.x = *x_type;
+  key.spec.w = *w_type;
   key.spec.group = group;
   epilogue.out = *out_type;
   epilogue.activation = *act;
@@ -106,17 +113,20 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::Buffer<ffi::
   }
   strides.out = ragged ? 0 : m * n * SizeOf(*out_type);
   strides.x = check.BatchedShape("x", x, batch, {m, k}) * SizeOf(*x_type);
-  strides.w = check.BatchedShape("data", data, stack, {PackedLayout{k, n}.Bytes()});
-  strides.w_scale = 4 * (group > 0 ? check.BatchedShape("w_scale", w_scale, stack, {blocks, n})
-                                   : check.BatchedShape("w_scale", w_scale, stack, {n}));
-  strides.column_sums = 4 * check.BatchedShape("column_sums", column_sums, stack, {blocks, n});
+  const PackedLayout layout{k, n, *w_type};
+  strides.w = check.BatchedShape("data", data, stack, {layout.Elements()}) * SizeOf(*w_type);
   o.x = x.untyped_data();
-  o.w = data.typed_data();
-  o.w_scale = w_scale.typed_data();
-  o.column_sums = column_sums.typed_data();
+  o.w = static_cast<const std::int8_t*>(data.untyped_data());
   o.out = out->untyped_data();
 
   OptionalOperands optional(rest, check);
+  const auto next_of_columns = [&](const char* name, auto dtype, auto& to, std::int64_t& stride) {
+    if (group > 0) {
+      optional.NextBatched<dtype()>(name, stack, {blocks, n}, to, stride);
+    } else {
+      optional.NextBatched<dtype()>(name, stack, {n}, to, stride);
+    }
+  };
   const auto next_of_x = [&](const char* name, Granularity form, auto dtype, auto& to,
                              std::int64_t& stride) {
     if (form == Granularity::kTensor) optional.NextBatched<dtype()>(name, batch, {}, to, stride);
@@ -124,13 +134,14 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::Buffer<ffi::
   };
   using F32 = std::integral_constant<ffi::DataType, ffi::F32>;
   using S32 = std::integral_constant<ffi::DataType, ffi::S32>;
+  if (!float_w) {
+    next_of_columns("w_scale", F32{}, o.w_scale, strides.w_scale);
+    optional.NextBatched<ffi::S32>("column_sums", stack, {blocks, n}, o.column_sums,
+                                   strides.column_sums);
+  }
   next_of_x("x_scale", *scale_form, F32{}, o.x_scale, strides.x_scale);
   next_of_x("x_zero_point", *zero_form, S32{}, o.x_zero, strides.x_zero);
-  if (has_w_zero_point && group > 0) {
-    optional.NextBatched<ffi::S32>("w_zero_point", stack, {blocks, n}, o.w_zero, strides.w_zero);
-  } else if (has_w_zero_point) {
-    optional.NextBatched<ffi::S32>("w_zero_point", stack, {n}, o.w_zero, strides.w_zero);
-  }
+  if (has_w_zero_point) next_of_columns("w_zero_point", S32{}, o.w_zero, strides.w_zero);
   if (has_bias) optional.NextBatched<ffi::F32>("bias", stack, {n}, o.bias, strides.bias);
   if (has_residual) {
     if (const auto residual = optional.NextAny("residual")) {
@@ -169,11 +180,10 @@ XLA_FFI_Error* GemmV1(XLA_FFI_CallFrame* call_frame) {
   static const auto& handler = *ffi::Ffi::Bind()
                                     .Ctx<ffi::ThreadPool>()
                                     .Arg<ffi::AnyBuffer>()
-                                    .Arg<ffi::Buffer<ffi::S8>>()
-                                    .Arg<ffi::Buffer<ffi::F32>>()
-                                    .Arg<ffi::Buffer<ffi::S32>>()
+                                    .Arg<ffi::AnyBuffer>()
                                     .RemainingArgs()
                                     .Ret<ffi::AnyBuffer>()
+                                    .Attr<std::string_view>("weights")
                                     .Attr<bool>("dynamic")
                                     .Attr<std::string_view>("x_scale")
                                     .Attr<std::string_view>("x_zero_point")

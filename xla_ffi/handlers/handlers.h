@@ -8,6 +8,7 @@ namespace qgemm {
 
 XLA_FFI_Error* GemmV1(XLA_FFI_CallFrame* call_frame);
 XLA_FFI_Error* PackV1(XLA_FFI_CallFrame* call_frame);
+XLA_FFI_Error* PackFloatV1(XLA_FFI_CallFrame* call_frame);
 XLA_FFI_Error* QuantizeV1(XLA_FFI_CallFrame* call_frame);
 
 struct HandlerRegistration {
@@ -18,6 +19,7 @@ struct HandlerRegistration {
 inline constexpr HandlerRegistration kHandlers[] = {
     {"jax_qgemm.gemm.v1", GemmV1},
     {"jax_qgemm.pack.v1", PackV1},
+    {"jax_qgemm.pack_float.v1", PackFloatV1},
     {"jax_qgemm.quantize.v1", QuantizeV1},
 };
 

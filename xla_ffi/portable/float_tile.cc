@@ -1,4 +1,5 @@
 // The micro-kernel of float weights in plain C++.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -32,16 +33,21 @@ float WeightAt(const void* panel, std::int64_t width, std::int64_t k, std::int64
 template <class T, WType kType>
 void RunTile(const TileArgs* args) {
   const TileKey& key = *args->key;
-  for (int row = 0; row < key.rows; ++row) {
-    float sums[kPanelColumns] = {};
-    const auto* a = static_cast<const std::uint8_t*>(args->a) + row * args->a_stride;
-    for (std::int64_t k = 0; k < args->quads * ElementsOfStep(kType); ++k) {
-      const float x = Load<float>(a, k);
-      for (int j = 0; j < key.columns; ++j) {
-        sums[j] = std::fma(x, WeightAt<T, kType>(args->b, key.panel_columns, k, j), sums[j]);
-      }
+  float sums[kMostTileRows][kPanelColumns];
+  for (int row = 0; row < key.rows; ++row) std::fill_n(sums[row], key.columns, 0.0F);
+  for (std::int64_t k = 0; k < args->quads * ElementsOfStep(kType); ++k) {
+    float w[kPanelColumns];
+    for (int j = 0; j < key.columns; ++j) {
+      w[j] = WeightAt<T, kType>(args->b, key.panel_columns, k, j);
     }
-    for (int j = 0; j < key.columns; ++j) Finish(*args, row, j, sums[j]);
+    for (int row = 0; row < key.rows; ++row) {
+      const auto* a = static_cast<const std::uint8_t*>(args->a) + row * args->a_stride;
+      const float x = Load<float>(a, k);
+      for (int j = 0; j < key.columns; ++j) sums[row][j] = std::fma(x, w[j], sums[row][j]);
+    }
+  }
+  for (int row = 0; row < key.rows; ++row) {
+    for (int j = 0; j < key.columns; ++j) Finish(*args, row, j, sums[row][j]);
   }
 }
 
