@@ -33,9 +33,11 @@ PeakLoop Avx512VnniPeak();
 
 int Avx2FloatMaxColumns(int rows);
 TileFn Avx2FloatTile(const TileKey& key);
+RowKernels Avx2FloatRows(XType x);
 PeakLoop Avx2FloatPeak();
 int Avx512FloatMaxColumns(int rows);
 TileFn Avx512FloatTile(const TileKey& key);
+RowKernels Avx512FloatRows(XType x);
 PeakLoop Avx512FloatPeak();
 
 int AmxInt8MaxColumns(int rows);

@@ -3,6 +3,7 @@
 // for any number of rows that is faster than widening a panel ahead (Zen 4). x is f32, one element
 // of it is broadcast for all columns.
 #include "codegen/families.h"
+#include "codegen/row_emitter.h"
 #include "codegen/tile_cache.h"
 #include "codegen/tile_emitter.h"
 
@@ -103,11 +104,15 @@ TileFn Avx512FloatTile(const TileKey& key) {
   return cache.Get(key);
 }
 
+RowKernels Avx512FloatRows(XType x) { return GeneratedFloatRows(VectorWidth::k512, x); }
+
 int Avx2FloatMaxColumns(int rows) { return rows == 1 ? 64 : rows == 2 ? 32 : 16; }
 
 TileFn Avx2FloatTile(const TileKey& key) {
   static auto& cache = *new TileCache<Avx2FloatTileEmitter>(Isa::kAvx2);
   return cache.Get(key);
 }
+
+RowKernels Avx2FloatRows(XType x) { return GeneratedFloatRows(VectorWidth::k256, x); }
 
 }  // namespace qgemm

@@ -227,8 +227,11 @@ RowKernels GeneratedRows(VectorWidth width, XType x) {
   return {Generate<RangeFn>({width, x, RowOp::kRange}),
           Generate<QuantizeFn>({width, x, RowOp::kToByte}),
           Generate<QuantizeFn>({width, x, RowOp::kToInt16}),
-          Generate<QuantizeFn>({width, x, RowOp::kInRangeToByte}),
-          Generate<WidenFn>({width, x, RowOp::kToF32})};
+          Generate<QuantizeFn>({width, x, RowOp::kInRangeToByte}), nullptr};
+}
+
+RowKernels GeneratedFloatRows(VectorWidth width, XType x) {
+  return {nullptr, nullptr, nullptr, nullptr, Generate<WidenFn>({width, x, RowOp::kToF32})};
 }
 
 }  // namespace qgemm

@@ -1,4 +1,4 @@
-// Generated row-wise quantization: the range of a row, and rounding it to integers.
+// Generated kernels for rows of x: their range, rounding to integers, widening to float32.
 #pragma once
 
 #include "codegen/vector_emitter.h"
@@ -6,7 +6,9 @@
 
 namespace qgemm {
 
-// The kernels for a float x (generated at first use).
+// The kernels for a float x that is quantized, and for one that stays float (generated at first
+// use).
 RowKernels GeneratedRows(VectorWidth width, XType x);
+RowKernels GeneratedFloatRows(VectorWidth width, XType x);
 
 }  // namespace qgemm

@@ -119,7 +119,7 @@ struct RowKernels {
   QuantizeFn to_byte;  // uint8 or int8 (the same bits)
   QuantizeFn to_int16;
   QuantizeFn in_range_to_byte;  // uint8; no x is NaN, and x * inverse fits int16
-  WidenFn to_f32;
+  WidenFn to_f32;               // of families of float sums, which may lack the others
 };
 
 // ---------------------------------------------------------------- families
