@@ -102,13 +102,16 @@ def group_size(function: str, name: str, value) -> int | None:
 
 
 class WeightFormat(NamedTuple):
-    """What `pack_weight` makes: "int8", "int8:128" with groups of 128 along K, "float16"."""
+    """What `pack_weight` makes: "int8", "int8:128" with groups of 128 along K, "float16",
+    "int8:weight_only" or "int8:128:weight_only"."""
 
     qtype: str
-    group: int | None
+    group: int | None = None
+    weight_only: bool = False
 
     def __str__(self) -> str:
-        return self.qtype if self.group is None else f"{self.qtype}:{self.group}"
+        group = "" if self.group is None else f":{self.group}"
+        return f"{self.qtype}{group}{':weight_only' if self.weight_only else ''}"
 
 
 def weight_format(function: str, name: str, text) -> WeightFormat:
@@ -118,11 +121,19 @@ def weight_format(function: str, name: str, text) -> WeightFormat:
         qtype = {"fp16": "float16", "bf16": "bfloat16"}.get(qtype, qtype)
     qtype = qtype_name(function, name, qtype, (*QRANGE, *FLOAT_WEIGHTS))
     if not colon:
-        return WeightFormat(qtype, None)
+        return WeightFormat(qtype)
     if qtype in FLOAT_WEIGHTS:
-        raise ValueError(f"{function}: {name}: {qtype} has no groups, got {text!r}")
+        raise ValueError(
+            f"{function}: {name}: {qtype} has no groups and its activations are float anyway, got "
+            f"{text!r}"
+        )
+    if group == "weight_only":
+        return WeightFormat(qtype, None, True)
+    group, colon, more = group.partition(":")
+    if colon and more != "weight_only":
+        raise ValueError(f"{function}: {name}: after the group may come weight_only, got {text!r}")
     size = group_size(function, f"{name}'s group", int(group) if group.isdecimal() else group)
-    return WeightFormat(qtype, size)
+    return WeightFormat(qtype, size, bool(colon))
 
 
 def scale_array(function: str, name: str, scale):

@@ -22,12 +22,12 @@ def dot(
 
     With an int8 weight a float x is quantized on the fly to uint8, each row with a scale and zero
     point of its own, as `quantize(x, "uint8", channelwise_axes=...)` does; a QuantizedArray is
-    taken as it is. With a weight of floats ("fp16", "bf16") x stays float, and float32 sums add up
-    in the order of K: a row has the same result in any batch.
+    taken as it is. With a weight of floats ("fp16", "bf16"), or of "int8:weight_only", x stays
+    float, and float32 sums add up in the order of K: a row has the same result in any batch.
 
     Args:
-      x: float32, bfloat16 or float16 (..., K), or, for an int8 weight, QuantizedArray (..., K) with
-        one scale per tensor or per row.
+      x: float32, bfloat16 or float16 (..., K), or, where it need not stay float, QuantizedArray
+        (..., K) with one scale per tensor or per row.
       w: PackedWeight (K, N), or a stack of them (*B, K, N), made by jax.vmap or jax.tree.map. x is
         then (*B, M, K), or (M, K) for all, the result (*B, M, N) and bias [N] or (*B, N): all
         products in one call.
@@ -156,8 +156,10 @@ def quantized_linear(
             f"{name}: out_zero_point has shape {out_zero.shape}, expected () (a scalar)"
         )
     check_packed(name, "w", w, stacks=True)
-    if w.is_float:
-        raise TypeError(f"{name}: w must be quantized, got {describe(w)}; use jax_qgemm.dot")
+    if w.takes_floats:
+        raise TypeError(
+            f"{name}: w must be quantized, and not for weights only, got {w}; use jax_qgemm.dot"
+        )
     n = w.shape[-1]
     rank = x.ndim if len(w.shape) == 2 else len(w.shape)
     full = (*(1,) * (rank - 1), n)
@@ -264,16 +266,18 @@ def _product(
                 f"of the result (x: {describe(x)}, w: {describe(w)})"
             )
     is_float = not isinstance(x, QuantizedArray)
-    if w.is_float and not is_float:
+    if w.takes_floats and not is_float:
+        what = f"{w.qtype}{' (weight only)' if w.weight_only else ''}"
         raise TypeError(
-            f"{function}: x must be float32, bfloat16 or float16 for a weight of {w.qtype}, got "
+            f"{function}: x must be float32, bfloat16 or float16 for a weight of {what}, got "
             f"{describe(x)}; use x.dequantize()"
         )
     values, forms, parts = (x, ("none", "none"), (None, None)) if is_float else _scheme(function, x)
     spec = GemmSpec(
         weights=w.qtype if w.is_float else "int8",
         columns=n if w.is_float else None,
-        dynamic=is_float and not w.is_float,
+        dynamic=is_float and not w.takes_floats,
+        keeps_x=w.takes_floats,
         x_scale=forms[0],
         x_zero_point=forms[1],
         w_zero_point=w.zero_point is not None,

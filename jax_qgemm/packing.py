@@ -1,5 +1,6 @@
 """Weights into the layout of the kernels, and back. Packing is done once, outside hot loops."""
 
+import dataclasses
 import functools
 
 import jax
@@ -65,8 +66,8 @@ def pack_weight(kernel, qtype="int8", *, symmetric=None, clamp=False) -> PackedW
     Args:
       kernel: float32, bfloat16 or float16 (K, N).
       qtype: "int8" or "uint8"; with a size of groups along K as in "int8:64", a scale for each
-        group and column. "fp16" or "bf16" round to floats of 16 bits, with which activations stay
-        floats, too.
+        group and column; with ":weight_only" activations stay floats. "fp16" or "bf16" round to
+        floats of 16 bits, with which activations stay floats, too.
       symmetric: as in `quantize`; of floats None.
       clamp: of "fp16" and "bf16": values beyond the largest one become that. Where it is False
         they are refused, or infinite if the kernel is traced.
@@ -76,7 +77,7 @@ def pack_weight(kernel, qtype="int8", *, symmetric=None, clamp=False) -> PackedW
       ValueError: kernel is not 2-D, unknown qtype or size of groups, or values out of range.
     """
     kernel = errors.float_array("pack_weight", "kernel", kernel)
-    qtype, group = errors.weight_format("pack_weight", "qtype", qtype)
+    qtype, group, weight_only = errors.weight_format("pack_weight", "qtype", qtype)
     if qtype not in reference.FLOAT_WEIGHTS and clamp:
         raise ValueError(f"pack_weight: clamp is for fp16 and bf16, got qtype {qtype!r}")
     if qtype in reference.FLOAT_WEIGHTS and symmetric is not None:
@@ -89,7 +90,8 @@ def pack_weight(kernel, qtype="int8", *, symmetric=None, clamp=False) -> PackedW
     if qtype in reference.FLOAT_WEIGHTS:
         return _pack_float(kernel, qtype, bool(clamp))
     form = {"channelwise_axes": [1]} if group is None else {"group_size": group}
-    return pack(quantize(kernel, qtype, symmetric=symmetric, **form))
+    w = pack(quantize(kernel, qtype, symmetric=symmetric, **form))
+    return dataclasses.replace(w, weight_only=weight_only)
 
 
 def _pack_float(kernel, qtype: str, clamp: bool) -> PackedWeight:

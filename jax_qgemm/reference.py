@@ -275,9 +275,8 @@ def gemm(
     The column sums are the native kernels' shortcut to the same value.
     """
     del column_sums
-    if spec.float_weights:
-        w = unpack_float(data, x.shape[1], spec.columns, spec.weights)
-        y = lax.dot(x.astype(jnp.float32), w, precision=lax.Precision.HIGHEST)
+    if spec.keeps_x:
+        y = _float_product(x.astype(jnp.float32), data, w_scale, w_zero_point, spec)
     else:
         y = _quantized_product(x, data, w_scale, x_scale, x_zero_point, w_zero_point, spec)
         if spec.out_dtype == "int32":
@@ -291,6 +290,22 @@ def gemm(
     if spec.out_dtype in QRANGE:
         return quantize_static(y, out_scale, out_zero_point, spec.out_dtype)
     return y.astype(spec.out_dtype)
+
+
+def _float_product(x, data, w_scale, w_zero_point, spec: GemmSpec):
+    """x @ w in float32, where scales come after the sums of what shares them."""
+    k = x.shape[1]
+    if spec.float_weights:
+        w = unpack_float(data, k, spec.columns, spec.weights)
+        return lax.dot(x, w, precision=lax.Precision.HIGHEST)
+    w = unpack(data, k, w_scale.shape[-1]).astype(jnp.int32)
+    if w_zero_point is not None:
+        w = w - expand(w_zero_point, k, spec.group)
+    w, y = w.astype(jnp.float32), 0
+    for i, part in enumerate(blocks(k, False, spec.group or max(k, 1))):
+        term = lax.dot(x[:, part], w[part], precision=lax.Precision.HIGHEST)
+        y = y + _rounded(term * (w_scale[i] if spec.group else w_scale))
+    return y
 
 
 def _quantized_product(x, data, w_scale, x_scale, x_zero_point, w_zero_point, spec: GemmSpec):

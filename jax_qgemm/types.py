@@ -174,6 +174,7 @@ class PackedWeight(_Quantized):
       channelwise: whether the columns have scales of their own, static.
       format_version: of the layout, static.
       group_size: so many elements along K share a scale; None: all of them. Static.
+      weight_only: whether activations stay float, as they do with floats anyway. Static.
     """
 
     data: jax.Array
@@ -188,6 +189,8 @@ class PackedWeight(_Quantized):
     )
     group_size: int | None = dataclasses.field(default=None, metadata={"static": True})
 
+    weight_only: bool = dataclasses.field(default=False, metadata={"static": True})
+
     @property
     def shape(self) -> tuple[int, ...]:
         """(K, N), after the leading dimensions of a stack."""
@@ -195,8 +198,13 @@ class PackedWeight(_Quantized):
 
     @property
     def is_float(self) -> bool:
-        """Whether it holds floats: activations then stay floats, too."""
+        """Whether it holds floats."""
         return self.qtype in reference.FLOAT_WEIGHTS
+
+    @property
+    def takes_floats(self) -> bool:
+        """Whether activations stay float."""
+        return self.is_float or self.weight_only
 
     def dequantize(self) -> jax.Array:
         """The real values, float32 of `shape`."""
@@ -211,12 +219,14 @@ class PackedWeight(_Quantized):
     def _metadata(self) -> list[int]:
         index = _WEIGHTS.index(self.qtype)
         group = self.group_size or 0
-        return [self.format_version, index, *self.matrix_shape, int(self.channelwise), group]
+        flags = int(self.channelwise), group, int(self.weight_only)
+        return [self.format_version, index, *self.matrix_shape, *flags]
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> PackedWeight:
         """The inverse of `to_arrays`. ValueError for data of a newer release or altered data."""
-        (version, _, k, n, channelwise, group), qtype, parts = cls._read(arrays, _WEIGHTS, 6)
+        metadata, qtype, parts = cls._read(arrays, _WEIGHTS, 7)
+        version, _, k, n, channelwise, group, weight_only = metadata
         where = "PackedWeight.from_arrays"
         if min(k, n) < 0:
             raise ValueError(f"{where}: metadata must hold sizes K, N >= 0, got {k}, {n}")
@@ -249,6 +259,7 @@ class PackedWeight(_Quantized):
             channelwise=bool(channelwise),
             format_version=version,
             group_size=group,
+            weight_only=bool(weight_only),
         )
 
     @classmethod
@@ -264,6 +275,7 @@ class PackedWeight(_Quantized):
             return f"PackedWeight({self.qtype}[{dims}], data={_brief(self.data)})"
         scales = "per channel" if self.channelwise else "per tensor"
         scales = f"per group of {self.group_size}" if self.group_size else scales
+        scales += ", weight only" if self.weight_only else ""
         dims = ",".join(map(str, self.shape))
         zero_point = "" if self.zero_point is None else f", zero_point={_brief(self.zero_point)}"
         return f"PackedWeight({self.qtype}[{dims}], {scales}, data={_brief(self.data)}{zero_point})"
@@ -278,6 +290,7 @@ class GemmSpec:
         have no scales, zero points or groups.
       columns: N of float weights, of which no scales tell it.
       dynamic: x is float, quantized per row inside; no x_scale, no x_zero_point.
+      keeps_x: x is float and stays so, for weights of either kind.
       x_scale, x_zero_point: "none", "tensor" or "row".
       w_zero_point, bias, residual: whether that operand is present.
       activation: "none", or a key of `reference.ACTIVATIONS`.
@@ -301,6 +314,7 @@ class GemmSpec:
     group: int | None = None
     batched: bool = False
     ragged: bool = False
+    keeps_x: bool = False
     weights: str = "int8"
     columns: int | None = None
 

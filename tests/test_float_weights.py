@@ -1,4 +1,4 @@
-"""Weights of float16 and bfloat16: packing, the product, its determinism, errors, layers."""
+"""Float sums: weights of float16, bfloat16 and, weight only, int8; determinism, errors, layers."""
 
 import flax.linen as nn
 import jax
@@ -191,7 +191,7 @@ def test_errors(rng):
     q = jq.quantize(jnp.ones((4, 8)), "uint8")
     with pytest.raises(TypeError, match="dot: x must be float32.* for a weight of float16, got"):
         jq.dot(q, w)
-    with pytest.raises(TypeError, match="quantized_linear: w must be quantized, got PackedWeight"):
+    with pytest.raises(TypeError, match="quantized_linear: w must be quantized, and not for weigh"):
         jq.quantized_linear(q, w, out_scale=1.0)
     with pytest.raises(TypeError, match="unpack: w must be quantized, got float16; use w.dequant"):
         jq.unpack(w)
@@ -226,6 +226,73 @@ def test_layers(form, rng):
     dense = nn.Dense(21)
     params, _ = quantize_params(dense.init(jax.random.key(0), x), qtype=form)
     got = QDense(21, qtype=form).apply(params, x)
+    empty = jax.tree.map(jnp.zeros_like, params)
+    back = serialization.from_bytes(empty, serialization.to_bytes(params))
+    assert np.array_equal(QDense(21).apply(back, x), got)
+
+
+WEIGHT_ONLY = ("int8", "uint8", "int8:16", "int8:64", "uint8:32")
+
+
+@pytest.mark.parametrize(
+    "m,k,n", [(1, 37, 21), (7, 1000, 70), (40, 129, 200), (0, 5, 3), (2, 0, 3)]
+)
+@pytest.mark.parametrize("form", WEIGHT_ONLY)
+def test_int8_weights_with_float_activations(m, k, n, form, rng, each_isa):
+    x = jnp.asarray(rng.standard_normal((m, k)), jnp.float32)
+    kernel, bias = rng.standard_normal((k, n)).astype(np.float32), rng.standard_normal(n)
+    w = jq.pack_weight(kernel, f"{form}:weight_only")
+    assert w.weight_only and w.takes_floats and not w.is_float and "weight only" in repr(w)
+    assert np.array_equal(w.dequantize(), jq.pack_weight(kernel, form).dequantize())
+    w64 = np.asarray(w.dequantize(), np.float64)
+    want = np.asarray(x, np.float64) @ w64 + bias
+    terms = np.abs(np.asarray(x, np.float64)) @ np.abs(w64) + np.abs(bias)
+    first = None
+    for isa in each_isa():
+        got = jax.jit(jq.dot)(x, w, bias=jnp.asarray(bias, jnp.float32))
+        assert (np.abs(got - want) <= (k + 8) * ULP * terms).all(), isa
+        first = got if first is None else first
+        assert isa == "xla" or np.array_equal(got, first), isa
+        if m and isa != "xla":
+            assert np.array_equal(jq.dot(x[:1], w, bias=bias.astype(np.float32)), got[:1]), isa
+
+
+def test_weight_only_beside_quantized_activations(rng):
+    kernels = jnp.asarray(rng.standard_normal((3, 64, 21)), jnp.float32)
+    x = jnp.asarray(rng.standard_normal((3, 5, 64)), jnp.float32)
+    stack = jax.vmap(lambda kernel: jq.pack_weight(kernel, "int8:32:weight_only"))(kernels)
+    exact = jnp.einsum("bmk,bkn->bmn", x, stack.dequantize(), precision="highest")
+    got = jax.jit(jq.dot)(x, stack)
+    np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-5)
+    assert np.array_equal(jax.vmap(jq.dot)(x, stack), got)
+    back = jq.PackedWeight.from_arrays(stack.to_arrays())
+    assert jax.tree.structure(back) == jax.tree.structure(stack)
+    q = jq.quantize(x[0], "uint8")
+    one = jq.pack_weight(kernels[0], "int8:weight_only")
+    with pytest.raises(TypeError, match=r"for a weight of int8 \(weight only\), got"):
+        jq.dot(q, one)
+    with pytest.raises(TypeError, match="quantized_linear: w must be quantized, and not for weigh"):
+        jq.quantized_linear(q, one, out_scale=1.0)
+    for text, message in (
+        ("int8:weights_only", "must be None or a multiple of 16"),
+        ("int8:32:weights", "after the group may come weight_only"),
+        ("fp16:weight_only", "its activations are float anyway"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            jq.pack_weight(kernels[0], text)
+
+
+def test_weight_only_layers(rng):
+    linear = nnx.Linear(64, 21, rngs=nnx.Rngs(0))
+    x = jnp.asarray(rng.standard_normal((5, 64)), jnp.float32)
+    layer = QLinear.from_linear(linear, "int8:32:weight_only")
+    exact = jnp.dot(x, layer.weight.dequantize(), precision="highest")
+    np.testing.assert_allclose(layer(x), exact, rtol=1e-5, atol=1e-5)
+    model = nnx.Sequential(linear)
+    assert "int8:32:weight_only" in str(quantize_(model, "int8:32:weight_only"))
+    assert np.array_equal(model(x), layer(x))
+    params, _ = quantize_params(nn.Dense(21).init(jax.random.key(0), x), qtype="int8:weight_only")
+    got = QDense(21).apply(params, x)
     empty = jax.tree.map(jnp.zeros_like, params)
     back = serialization.from_bytes(empty, serialization.to_bytes(params))
     assert np.array_equal(QDense(21).apply(back, x), got)

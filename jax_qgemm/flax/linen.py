@@ -183,6 +183,7 @@ def _from_state_dict(weight: PackedWeight, state: dict[str, Any]) -> PackedWeigh
         channelwise=weight.channelwise,
         format_version=version,
         group_size=weight.group_size,
+        weight_only=weight.weight_only,
     )
 
 

@@ -36,7 +36,7 @@ class QuantizedParam(nnx.Variable):
 class QLinear(nnx.Module):
     """`nnx.Linear` with quantized, packed weights: x (…, in) → (…, out), with its dtypes.
 
-    Activations are quantized per row on the fly, but with "fp16" and "bf16" weights (see
+    Activations are quantized per row on the fly, but with "fp16", "bf16" and "…:weight_only" (see
     `jax_qgemm.dot`). The weight lives in
     `QuantizedParam`s of plain arrays, the bias in an `nnx.Param`, so `nnx.split`, `nnx.state`
     and orbax treat the layer like any other.
@@ -92,6 +92,7 @@ class QLinear(nnx.Module):
         self.qtype = packed.qtype
         self.group_size = packed.group_size
         self.channelwise = packed.channelwise
+        self.weight_only = packed.weight_only
         self.dtype = dtype
         self.param_dtype = param_dtype
 
@@ -140,6 +141,7 @@ class QLinear(nnx.Module):
             channelwise=self.channelwise,
             format_version=self.format_version.shape[-1],
             group_size=self.group_size,
+            weight_only=self.weight_only,
         )
 
     def __call__(

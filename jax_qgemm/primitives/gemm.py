@@ -27,7 +27,7 @@ def operand_names(spec: GemmSpec) -> tuple[str, ...]:
     optional = {
         "w_scale": not spec.float_weights,
         "column_sums": not spec.float_weights,
-        "x_scale": not spec.dynamic and not raw and not spec.float_weights,
+        "x_scale": not spec.dynamic and not raw and not spec.keeps_x,
         "x_zero_point": spec.x_zero_point != "none",
         "w_zero_point": spec.w_zero_point,
         "bias": spec.bias,

@@ -200,12 +200,12 @@ inline bool RunPlan(const PlanKey& key, const Case& c, const Call& call) {
     std::printf(
         "FAILED %s%s %s%ld m=%ld n=%ld k=%ld threads=%d x=%d w=%d out=%d activation=%d x_zero=%d "
         "x_scale=%d "
-        "w_zero=%d bias=%d residual=%d per_column=%d group=%ld: %s",
+        "w_zero=%d bias=%d residual=%d per_column=%d group=%ld keeps_x=%d: %s",
         IsaName(c.isa), key.acc16 ? " acc16" : "",
         c.shape.ragged ? "groups=" : "batch=", long(c.shape.batch), long(c.shape.m),
         long(c.shape.n), long(c.shape.k), c.threads, int(c.spec.x), int(c.spec.w), int(e.out),
         int(e.activation), int(e.x_zero), int(e.x_scale), int(e.w_zero), int(e.bias),
-        int(e.residual), int(e.out_scale_per_column), long(c.spec.group),
+        int(e.residual), int(e.out_scale_per_column), long(c.spec.group), int(c.spec.keeps_x),
         first < 0 ? "wrote beyond the output\n" : "");
     if (first >= 0)
       std::printf("byte %ld is %d, expected %d\n", long(first), out[65 + first], expected[first]);

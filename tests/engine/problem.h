@@ -163,17 +163,30 @@ inline void Output(const Case& c, const Problem& p, std::int64_t at, float y,
   }
 }
 
-// Float weights: products and sums fused, K ascending.
+// Float sums: products and sums fused, K ascending.
 inline std::vector<std::uint8_t> FloatReference(const Case& c, const Problem& p) {
   const auto& [m, n, k, batch, ragged] = c.shape;
-  std::vector<std::uint8_t> out(m * n * SizeOf(c.spec.epilogue.out));
+  const Epilogue& e = c.spec.epilogue;
+  std::vector<std::uint8_t> out(m * n * SizeOf(e.out));
   std::vector<float> row(k);
+  const bool scaled = !IsFloat(c.spec.w);
+  const std::int64_t block = c.spec.group > 0 ? c.spec.group : std::max<std::int64_t>(k, 1);
   for (std::int64_t i = 0; i < m; ++i) {
     for (std::int64_t q = 0; q < k; ++q) row[q] = XFloat(p, c.spec.x, i * k + q);
     for (std::int64_t j = 0; j < n; ++j) {
-      float sum = 0;
-      for (std::int64_t q = 0; q < k; ++q) sum = std::fma(row[q], p.w_float[q * n + j], sum);
-      Output(c, p, i * n + j, sum, out);
+      float y = 0;
+      for (std::int64_t b = 0; b < std::max<std::int64_t>(k, 1); b += block) {
+        const std::int64_t column = b / block * n + j;
+        const int zero = e.w_zero ? p.w_zero[column] : 0;
+        float sum = 0;
+        for (std::int64_t q = b; q < std::min(k, b + block); ++q) {
+          const float w = scaled ? float(p.w[q * n + j] - zero) : p.w_float[q * n + j];
+          sum = std::fma(row[q], w, sum);
+        }
+        if (scaled) sum = sum * p.w_scale[column];
+        y = b == 0 ? sum : y + sum;
+      }
+      Output(c, p, i * n + j, y, out);
     }
   }
   return out;
@@ -181,7 +194,7 @@ inline std::vector<std::uint8_t> FloatReference(const Case& c, const Problem& p)
 
 // numerics, one element at a time.
 inline std::vector<std::uint8_t> Reference(const Case& c, const Problem& p) {
-  if (IsFloat(c.spec.w)) return FloatReference(c, p);
+  if (c.spec.FloatSums()) return FloatReference(c, p);
   const std::int64_t m = c.shape.m, n = c.shape.n, k = c.shape.k;
   const Epilogue& e = c.spec.epilogue;
   std::vector<std::uint8_t> out(m * n * SizeOf(e.out));

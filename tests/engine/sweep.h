@@ -27,7 +27,10 @@ inline GemmSpec RandomSpec() {
     e.out_scale_per_column = IsQuantized(e.out) && Random(0, 1);
     spec.group = Pick<std::int64_t>({0, 0, 0, 16, 32, 128});
   }
-  if (IsFloat(spec.x) && Random(0, 1)) spec.w = Pick<WType>({WType::kF16, WType::kBf16});
+  if (IsFloat(spec.x) && Random(0, 1)) {
+    spec.w = Pick<WType>({WType::kF16, WType::kBf16, WType::kS8});
+    spec.keeps_x = spec.w == WType::kS8;
+  }
   e.w_zero = Random(0, 2) == 0;
   if (IsFloat(spec.w)) spec.group = 0, e.w_zero = false;
   e.bias = e.out != OutType::kS32 && Random(0, 1);
@@ -123,13 +126,16 @@ void Sweep(Isa isa, const Check& check) {
     e.out_scale_per_column = v[7] >= kPerTensor;
     check(c);
   }
-  // Float weights.
+  // Float sums.
   const std::vector<XType> float_x = {XType::kF32, XType::kBf16, XType::kF16};
-  for (const std::vector<int>& v : Pairwise({kRegimes, 3, 2, 2, 4, 5, int(outs.size())}, rng)) {
+  for (const std::vector<int>& v : Pairwise({kRegimes, 3, 5, 2, 4, 5, int(outs.size()), 2}, rng)) {
     Case c = CaseOf(Regime(v[0]), isa);
     Epilogue& e = c.spec.epilogue;
     c.spec.x = float_x[std::size_t(v[1])];
-    c.spec.w = v[2] == 0 ? WType::kF16 : WType::kBf16;
+    c.spec.w = v[2] == 0 ? WType::kF16 : v[2] == 1 ? WType::kBf16 : WType::kS8;
+    c.spec.keeps_x = v[2] > 1;
+    c.spec.group = v[2] == 3 ? 16 : v[2] == 4 ? 64 : 0;
+    e.w_zero = v[2] > 1 && v[7] == 1;
     e.bias = v[3] == 1;
     e.residual = ResidualType(v[4]);
     e.activation = Activation(v[5]);

@@ -1,7 +1,9 @@
-// The families of float weights: AVX-512, with up to 6 x 64 sums in 24 of 32 registers, and AVX2,
-// with 12 of 16. float16 and bfloat16 are widened as they are loaded, once for all rows of a tile:
-// for any number of rows that is faster than widening a panel ahead (Zen 4). x is f32, one element
-// of it is broadcast for all columns.
+// The families of float sums: AVX-512, with up to 6 x 64 of them in 24 of 32 registers, and AVX2,
+// with 12 of 16. Weights become f32 as they are loaded, once for all rows of a tile: for any number
+// of rows that is faster than widening a panel of float16 or bfloat16 ahead (Zen 4). x is f32, one
+// element of it is broadcast for all columns.
+#include <cstddef>
+
 #include "codegen/families.h"
 #include "codegen/row_emitter.h"
 #include "codegen/tile_cache.h"
@@ -15,17 +17,21 @@ constexpr std::uint32_t kHighHalf = 0xffff0000;
 
 class FloatTileEmitter : public TileEmitter {
  protected:
-  FloatTileEmitter(VectorWidth width, const TileKey& key) : TileEmitter(width, key), w_(key.w) {
+  FloatTileEmitter(VectorWidth width, const TileKey& key)
+      : TileEmitter(width, key),
+        w_(key.w),
+        elements_(int(ElementsOfStep(key.w))),
+        w_zero_(key.epilogue.w_zero) {
     StartFromZeroPointTerms();
     if (w_ == WType::kBf16) LoadConstant(HighHalf(), kHighHalf);
     Begin();
-    LoopOverQuads(kElements * kXBytes);
+    if (w_zero_) mov(reg_zeros, ptr[reg_args + offsetof(TileArgs, column_zeros)]);
+    LoopOverQuads(elements_ * kXBytes);
     End();
   }
 
  private:
   static constexpr int kXBytes = 4;
-  static constexpr int kElements = 2;  // of K in a step
 
   Vec Accumulator(int row, int vector) const override { return V(row * vectors() + vector); }
   Vec Temporary(int i) const override { return V((wide() ? 24 : 12) + i); }
@@ -41,13 +47,13 @@ class FloatTileEmitter : public TileEmitter {
     for (int line = 0; streams() && line < vectors() * vector_bytes(); line += 64) {
       prefetchnta(ptr[reg_b + (step * panel_bytes() + line + kPrefetchDistance)]);
     }
-    for (int i = 0; i < kElements; ++i) Element(step, i);
+    for (int i = 0; i < elements_; ++i) Element(step, i);
   }
 
   // One element of K, of a step.
   void Element(int step, int i) {
     const auto x = [&](int row) {
-      return dword[Row(reg_a, reg_a3, row, (step * kElements + i) * kXBytes)];
+      return dword[Row(reg_a, reg_a3, row, (step * elements_ + i) * kXBytes)];
     };
     if (rows() == 1) {
       vbroadcastss(Broadcast(0), x(0));
@@ -70,7 +76,11 @@ class FloatTileEmitter : public TileEmitter {
     const Vec w = Weights(vector);
     const int column = vector * lanes();
     const RegExp from = reg_b + (step * panel_bytes() + column * int(kStepBytes));
-    if (w_ == WType::kF16) {
+    if (w_ == WType::kS8) {
+      LoadByte(w, from, i);
+      if (w_zero_) vpsubd(w, w, ptr[reg_zeros + vector * vector_bytes()]);
+      vcvtdq2ps(w, w);
+    } else if (w_ == WType::kF16) {
       // Units of 16 columns, for one element of K after the other.
       const int unit = column / int(kColumnUnit) * 64 + i * 32 + column % int(kColumnUnit) * 2;
       LoadF16(w, reg_b + (step * panel_bytes() + unit));
@@ -84,7 +94,26 @@ class FloatTileEmitter : public TileEmitter {
     }
   }
 
+  // Byte i of each int32, as int32.
+  void LoadByte(const Vec& to, const RegExp& from, int i) {
+    const auto left = std::uint8_t(24 - 8 * i);
+    if (wide() && left == 0) {
+      vpsrad(to, ptr[from], 24);
+      return;
+    }
+    if (wide()) {
+      vpslld(to, ptr[from], left);
+    } else {
+      vmovups(to, ptr[from]);
+      if (left > 0) vpslld(to, to, left);
+    }
+    vpsrad(to, to, 24);
+  }
+
+  const Xbyak::Reg64 reg_zeros{r10};
   const WType w_;
+  const int elements_;  // of K in a step
+  const bool w_zero_;
 };
 
 struct Avx512FloatTileEmitter final : FloatTileEmitter {

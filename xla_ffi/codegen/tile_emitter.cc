@@ -41,6 +41,10 @@ void TileEmitter::Begin() {
 // but reg_quads.
 void TileEmitter::ZeroPointTerms(bool fresh) {
   const Epilogue& e = key_.epilogue;
+  if (e.float_sums) {
+    for (int i = 0; i < rows() * vectors_; ++i) Zero(Accumulator(i / vectors_, i % vectors_));
+    return;
+  }
   const Vec term = Temporary(0), zero = Temporary(1);
   if (e.x_zero != Granularity::kNone) mov(reg_column_sums, ptr[reg_args + QGEMM_ARG(column_sums)]);
   if (e.x_zero == Granularity::kRow) {
@@ -134,10 +138,7 @@ void TileEmitter::Advance(int quads, int a_bytes) {
 void TileEmitter::End() {
   const Epilogue& e = key_.epilogue;
   LoadRowBases(QGEMM_ARG(out), QGEMM_ARG(out_stride));
-  if (e.float_sums) {
-    mov(reg_bias, ptr[reg_args + QGEMM_ARG(bias)]);
-    if (e.bias) AddBias();
-  } else if (e.out != OutType::kS32) {
+  if (e.out != OutType::kS32) {
     mov(reg_column_scales, ptr[reg_args + QGEMM_ARG(column_scales)]);
     mov(reg_bias, ptr[reg_args + QGEMM_ARG(bias)]);
     mov(reg_row_scales, ptr[reg_args + QGEMM_ARG(row_scales)]);
@@ -159,37 +160,29 @@ void TileEmitter::ScaleColumns(int vector) {
   const Epilogue& e = key_.epilogue;
   const int offset = vector * vector_bytes();
   const Vec scales = Temporary(0), scalar = Temporary(2);
+  const bool scaled = !IsFloat(key_.w), x_scaled = !e.float_sums;
   const bool x_per_tensor = e.x_scale == Granularity::kTensor;
-  if (e.w_groups || !sums_only()) vmovups(scales, ptr[reg_column_scales + offset]);
-  if (x_per_tensor && !e.w_groups && !sums_only()) {
+  if (scaled && (e.w_groups || !sums_only())) vmovups(scales, ptr[reg_column_scales + offset]);
+  if (x_scaled && x_per_tensor && !e.w_groups && !sums_only()) {
     WithScalar(&CodeGenerator::vmulps, scales, reg_args + QGEMM_ARG(x_scale), scalar);
   }
   for (int row = 0; row < rows(); ++row) {
     const Vec y = Accumulator(row, vector);
     const RegExp partial = reg_partial + (row * kPartialStride + offset);
-    vcvtdq2ps(y, y);
+    if (!e.float_sums) vcvtdq2ps(y, y);
     if (e.w_groups) vmulps(y, y, scales);
     if (adds_partial()) vaddps(y, y, ptr[partial]);
     if (sums_only()) {
       vmovups(ptr[partial], y);
       continue;
     }
-    if (!e.w_groups) vmulps(y, y, scales);
-    if (!x_per_tensor) {
+    if (scaled && !e.w_groups) vmulps(y, y, scales);
+    if (x_scaled && !x_per_tensor) {
       WithScalar(&CodeGenerator::vmulps, y, reg_row_scales + row * 4, scalar);
-    } else if (e.w_groups) {
+    } else if (x_scaled && e.w_groups) {
       WithScalar(&CodeGenerator::vmulps, y, reg_args + QGEMM_ARG(x_scale), scalar);
     }
     if (e.bias) vaddps(y, y, ptr[reg_bias + offset]);
-  }
-}
-
-void TileEmitter::AddBias() {
-  for (int row = 0; row < rows(); ++row) {
-    for (int vector = 0; vector < vectors_; ++vector) {
-      const Vec y = Accumulator(row, vector);
-      vaddps(y, y, ptr[reg_bias + vector * vector_bytes()]);
-    }
   }
 }
 

@@ -68,7 +68,6 @@ class TileEmitter : public ActivationEmitter {
   void Sums(bool fresh);
   void ZeroPointTerms(bool fresh);
   void ScaleColumns(int vector);
-  void AddBias();
   void AddResidual();
   void Activate();
   void Requantize(int vector);

@@ -43,7 +43,7 @@ double OutlierSums(const PackedLayout& layout, const std::int8_t* w) {
 }  // namespace
 
 bool CanSumInInt16(const PlanKey& key) {
-  return Acc16FamilyOf(key.isa) != nullptr && !IsFloat(key.spec.w) &&
+  return Acc16FamilyOf(key.isa) != nullptr && !key.spec.FloatSums() &&
          KBlocks(key.shape.k, key.spec.epilogue.w_zero, key.spec.group) == 1 && key.spec.group == 0;
 }
 

@@ -58,7 +58,7 @@ CallLine DescribeGemm(const Plan& plan) {
   if (const TileKey* tile = MainTile(plan)) {
     const char* rows = plan.in_place      ? "in_place"
                        : !IsFloat(spec.x) ? "copied"
-                       : IsFloat(spec.w)  ? "widened"
+                       : spec.FloatSums() ? "widened"
                                           : "quantized";
     line.kernel = Name(*tile);
     line.plan = "tile:" + Dims(tile->rows, tile->columns) + " block:" + Block(plan) +

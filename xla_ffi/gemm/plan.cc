@@ -24,7 +24,8 @@ struct PlanKeyHash {
   std::size_t operator()(const PlanKey& key) const {
     std::uint64_t hash = BitsOf(key.spec.epilogue) | std::uint64_t(key.spec.x) << 20 |
                          std::uint64_t(key.isa) << 24 | std::uint64_t(key.acc16) << 28 |
-                         std::uint64_t(key.spec.w) << 29 | std::uint64_t(key.threads) << 32;
+                         std::uint64_t(key.spec.w) << 29 | std::uint64_t(key.spec.keeps_x) << 31 |
+                         std::uint64_t(key.threads) << 32;
     for (const std::int64_t v : {key.shape.m, key.shape.n, key.shape.k,
                                  key.shape.batch * 2 + key.shape.ragged, key.spec.group}) {
       hash = (hash ^ std::uint64_t(v)) * 0x9e3779b97f4a7c15ULL;
@@ -204,28 +205,28 @@ int RaggedThreads(const Plan& plan) {
 std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
   auto plan = std::make_shared<Plan>();
   plan->key = key;
-  const bool float_w = IsFloat(key.spec.w);
+  const bool floats = key.spec.FloatSums();
   plan->family = key.acc16 ? Acc16FamilyOf(key.isa)
-                 : float_w ? &FloatFamilyOf(key.isa)
+                 : floats  ? &FloatFamilyOf(key.isa)
                            : &FamilyOf(key.isa);
   plan->layout = {key.shape.k, key.shape.n, key.spec.w};
   Epilogue& epilogue = plan->epilogue;
   epilogue = key.spec.epilogue;
-  epilogue.float_sums = float_w;
+  epilogue.float_sums = floats;
   if (IsFloat(key.spec.x)) {
-    if (!float_w) epilogue.x_scale = epilogue.x_zero = Granularity::kRow;
+    if (!floats) epilogue.x_scale = epilogue.x_zero = Granularity::kRow;
     plan->row_kernels = plan->family->rows(key.spec.x);
   }
   if (epilogue.x_zero == Granularity::kNone && ZeroShift(key.spec.x) != 0) {
     epilogue.x_zero = Granularity::kTensor;
   }
-  // An int32 result wraps, so it needs no blocks.
-  const bool blocked = epilogue.out != OutType::kS32 && !float_w;
+  // An int32 result wraps, so it needs no blocks; float sums need those of scales.
+  const bool blocked = epilogue.out != OutType::kS32 && (!floats || key.spec.group > 0);
   epilogue.w_groups = key.spec.group > 0;
   plan->k_blocks = blocked ? KBlocks(key.shape.k, epilogue.w_zero, key.spec.group) : 1;
   plan->k_block =
       plan->k_blocks > 1 ? KBlock(epilogue.w_zero, key.spec.group) : plan->layout.PaddedK();
-  const bool same_format = float_w
+  const bool same_format = floats
                                ? key.spec.x == XType::kF32
                                : key.spec.x == XType::kU8 && plan->family->a_format == AFormat::kU8;
   plan->in_place = same_format && key.shape.k == plan->layout.PaddedK();

@@ -82,7 +82,7 @@ void PreparedRows::Prepare(const Plan& plan, const GemmOperands& operands, std::
   }
   negative_zeros_ = negative_zeros;
   sums_ = nullptr;
-  if (epilogue.w_zero) {
+  if (epilogue.w_zero && !widened) {
     auto* sums = sum_memory_.Reserve<std::int32_t>(std::size_t(count * plan.k_blocks));
     for (std::int64_t block = 0; block < plan.k_blocks; ++block) {
       const std::int64_t first = block * plan.k_block;

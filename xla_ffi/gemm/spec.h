@@ -4,10 +4,10 @@
 //   acc[m,n] = sum_k (x[m,k] - x_zero[m]) * (w[k,n] - w_zero[n])          exact, int32
 //   y[m,n]   = activation(f32(acc) * scales + bias[n] + residual[m,n])    see `Epilogue`
 //   out[m,n] = y, or clamp(rne(y / out_scale[n]) + out_zero)
-// With float weights:
-//   sum[m,n] = sum_k x[m,k] * w[k,n]    f32, k ascending, product and sum fused: the same bits in
-//              every tile of every ISA, so a row has the same result in any batch
-//   y[m,n]   = activation(sum + bias[n] + residual[m,n])
+// With float sums, of float weights or of int8 ones whose x stays float:
+//   sum[m,n] = sum_k x[m,k] * f32(w[k,n] - w_zero[n])    f32, k ascending, product and sum fused:
+//              the same bits in every tile of every ISA, so a row has the same result in any batch
+//   y[m,n]   = activation(sum * w_scale[n] + bias[n] + residual[m,n])    no scale of float weights
 #pragma once
 
 #include <cstdint>
@@ -86,7 +86,7 @@ enum class Granularity : std::uint8_t { kNone, kTensor, kRow };
 // Scale order: one scale per tensor: f32(acc) * (x_scale * w_scale[n]);
 //              one per row:          (f32(acc) * w_scale[n]) * x_scale[m];
 //              w in groups of K:     (sum_g f32(acc[g]) * w_scale[g,n]) * x_scale, g ascending;
-//              float sums have none.
+//              float sums have no x_scale.
 struct Epilogue {
   OutType out = OutType::kF32;
   Activation activation = Activation::kNone;
@@ -121,9 +121,13 @@ struct GemmSpec {
   WType w = WType::kS8;
   Epilogue epilogue;
   std::int64_t group = 0;  // elements of K that share a scale of w; 0: all of them
+  bool keeps_x = false;    // a float x stays float for int8 weights, too
+
+  constexpr bool FloatSums() const { return IsFloat(w) || keeps_x; }
 
   friend bool operator==(const GemmSpec& a, const GemmSpec& b) {
-    return a.x == b.x && a.w == b.w && a.epilogue == b.epilogue && a.group == b.group;
+    return a.x == b.x && a.w == b.w && a.epilogue == b.epilogue && a.group == b.group &&
+           a.keeps_x == b.keeps_x;
   }
 };
 

@@ -73,14 +73,16 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer da
   if (!check.ok()) return check.error();
 
   const bool raw = *out_type == OutType::kS32, float_w = IsFloat(*w_type);
+  const bool keeps_x = IsFloat(*x_type) && !dynamic;
   check.Require(data.element_type() == (float_w ? ffi::U16 : ffi::S8), "data is of another dtype");
-  check.Require(!float_w || (IsFloat(*x_type) && !has_w_zero_point && group == 0 && !raw),
+  check.Require(!float_w || (IsFloat(*x_type) && !has_w_zero_point && group == 0),
                 "float weights take a float x and have no zero points or groups");
-  check.Require(dynamic == (IsFloat(*x_type) && !float_w),
+  check.Require(!dynamic || (IsFloat(*x_type) && !float_w),
                 "dynamic quantization goes with float x and int8 weights, and only with them");
-  check.Require((*scale_form == Granularity::kNone) == (dynamic || raw || float_w),
+  check.Require((*scale_form == Granularity::kNone) == (dynamic || raw || keeps_x),
                 "x_scale goes with integer x and a result that is not int32");
-  check.Require(!float_w || *zero_form == Granularity::kNone, "a float x has no zero point");
+  check.Require(!keeps_x || (*zero_form == Granularity::kNone && !raw),
+                "a float x has no zero point and no int32 result");
   check.Require(!dynamic || *zero_form == Granularity::kNone,
                 "dynamic quantization chooses the zero point itself: x_zero_point must be none");
   check.Require(!raw || (!dynamic && !has_bias && !has_residual && *act == Activation::kNone),
@@ -95,6 +97,7 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer da
   key.shape = {m, n, k, batched || ragged ? stack : 1, ragged};
   key.spec.x = *x_type;
   key.spec.w = *w_type;
+  key.spec.keeps_x = keeps_x && !float_w;
   key.spec.group = group;
   epilogue.out = *out_type;
   epilogue.activation = *act;

@@ -1,4 +1,4 @@
-// The micro-kernel of float weights in plain C++.
+// The micro-kernel of float sums in plain C++.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -39,6 +39,7 @@ void RunTile(const TileArgs* args) {
     float w[kPanelColumns];
     for (int j = 0; j < key.columns; ++j) {
       w[j] = WeightAt<T, kType>(args->b, key.panel_columns, k, j);
+      if (key.epilogue.w_zero) w[j] -= float(args->column_zeros[j]);  // exact
     }
     for (int row = 0; row < key.rows; ++row) {
       const auto* a = static_cast<const std::uint8_t*>(args->a) + row * args->a_stride;
@@ -47,14 +48,26 @@ void RunTile(const TileArgs* args) {
     }
   }
   for (int row = 0; row < key.rows; ++row) {
-    for (int j = 0; j < key.columns; ++j) Finish(*args, row, j, sums[row][j]);
+    float* partial = args->partial + row * kPanelColumns;
+    for (int j = 0; j < key.columns; ++j) {
+      float y = sums[row][j];
+      if (!IsFloat(kType)) y = y * args->column_scales[j];
+      if (key.part == KPart::kMiddle || key.part == KPart::kLast) y = partial[j] + y;
+      if (key.part == KPart::kFirst || key.part == KPart::kMiddle) {
+        partial[j] = y;
+      } else {
+        Finish(*args, row, j, y);
+      }
+    }
   }
 }
 
 }  // namespace
 
 TileFn PortableFloatTile(const TileKey& key) {
-  return key.w == WType::kF16 ? RunTile<F16, WType::kF16> : RunTile<Bf16, WType::kBf16>;
+  return key.w == WType::kF16    ? RunTile<F16, WType::kF16>
+         : key.w == WType::kBf16 ? RunTile<Bf16, WType::kBf16>
+                                 : RunTile<std::int8_t, WType::kS8>;
 }
 
 }  // namespace qgemm

@@ -16,6 +16,7 @@ struct F16 {
 };
 
 inline float ToFloat(float value) { return value; }
+inline float ToFloat(std::int8_t value) { return float(value); }
 inline float ToFloat(Bf16 value) { return FloatFromBits(std::uint32_t(value.bits) << 16); }
 
 // The exponent is put right by a product: exact, and it makes subnormals normal.
