@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_qgemm import compat
+from jax_qgemm import blocks, compat
 from jax_qgemm.reference import FLOAT_WEIGHTS, FORMAT_VERSION, QRANGE
 
 SCALE_RANGE = (2.0**-126, 2.0**126)
@@ -85,7 +85,7 @@ def qtype_name(function: str, name: str, qtype, known=tuple(QRANGE)) -> str:
 GROUP_UNIT, MAX_GROUP = 16, 32768
 
 
-def group_size(function: str, name: str, value) -> int | None:
+def group_size(function: str, name: str, value, unit: int = GROUP_UNIT) -> int | None:
     """A size of groups that kernels take; None stays None."""
     if value is None:
         return None
@@ -93,9 +93,9 @@ def group_size(function: str, name: str, value) -> int | None:
         size = -1 if isinstance(value, bool) else operator.index(value)
     except TypeError:
         size = -1
-    if not (0 < size <= MAX_GROUP and size % GROUP_UNIT == 0):
+    if not (0 < size <= MAX_GROUP and size % unit == 0):
         raise ValueError(
-            f"{function}: {name} must be None or a multiple of {GROUP_UNIT} up to {MAX_GROUP} "
+            f"{function}: {name} must be None or a multiple of {unit} up to {MAX_GROUP} "
             f"(32, 64, 128, …), got {value!r}"
         )
     return size
@@ -103,37 +103,55 @@ def group_size(function: str, name: str, value) -> int | None:
 
 class WeightFormat(NamedTuple):
     """What `pack_weight` makes: "int8", "int8:128" with groups of 128 along K, "float16",
-    "int8:weight_only" or "int8:128:weight_only"."""
+    "int8:weight_only" or "int8:128:weight_only"; of blocks also the dtype of scales, as in
+    "int4:32:bfloat16"."""
 
     qtype: str
     group: int | None = None
     weight_only: bool = False
+    scale_dtype: str | None = None
 
     def __str__(self) -> str:
-        group = "" if self.group is None else f":{self.group}"
-        return f"{self.qtype}{group}{':weight_only' if self.weight_only else ''}"
+        weight_only = "weight_only" if self.weight_only else None
+        parts = (self.qtype, self.group, self.scale_dtype, weight_only)
+        return ":".join(str(part) for part in parts if part is not None)
+
+
+_SHORT = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+_BLOCK_GROUP, _BLOCK_SCALES = 32, "float16"  # unless the format says
 
 
 def weight_format(function: str, name: str, text) -> WeightFormat:
     """The format that a text, or a dtype, means."""
-    qtype, colon, group = text.partition(":") if isinstance(text, str) else (text, "", "")
-    if isinstance(qtype, str):
-        qtype = {"fp16": "float16", "bf16": "bfloat16"}.get(qtype, qtype)
-    qtype = qtype_name(function, name, qtype, (*QRANGE, *FLOAT_WEIGHTS))
-    if not colon:
-        return WeightFormat(qtype)
-    if qtype in FLOAT_WEIGHTS:
+    first, *more = text.split(":") if isinstance(text, str) else (text,)
+    if isinstance(first, str):
+        first = _SHORT.get(first, first)
+    qtype = qtype_name(function, name, first, (*QRANGE, *FLOAT_WEIGHTS, *blocks.BITS))
+    in_blocks = qtype in blocks.BITS
+    if qtype in FLOAT_WEIGHTS and more:
         raise ValueError(
             f"{function}: {name}: {qtype} has no groups and its activations are float anyway, got "
             f"{text!r}"
         )
-    if group == "weight_only":
-        return WeightFormat(qtype, None, True)
-    group, colon, more = group.partition(":")
-    if colon and more != "weight_only":
-        raise ValueError(f"{function}: {name}: after the group may come weight_only, got {text!r}")
-    size = group_size(function, f"{name}'s group", int(group) if group.isdecimal() else group)
-    return WeightFormat(qtype, size, bool(colon))
+    group = scale_dtype = None
+    weight_only = more[-1:] == ["weight_only"]
+    rest = more[: len(more) - weight_only]
+    if (rest and rest[0].isdecimal()) or (rest and not in_blocks):
+        unit = blocks.group_unit(qtype) if in_blocks else GROUP_UNIT
+        value = int(rest[0]) if rest[0].isdecimal() else rest[0]
+        group = group_size(function, f"{name}'s group", value, unit)
+        rest = rest[1:]
+    if rest and in_blocks:
+        scale_dtype = qtype_name(
+            function, f"{name}'s scales", _SHORT.get(rest[0], rest[0]), tuple(blocks.SCALE_DTYPES)
+        )
+        rest = rest[1:]
+    if rest:
+        what = "the dtype of scales and weight_only" if in_blocks else "weight_only"
+        raise ValueError(f"{function}: {name}: after the group may come {what}, got {text!r}")
+    if in_blocks:
+        group, scale_dtype = group or _BLOCK_GROUP, scale_dtype or _BLOCK_SCALES
+    return WeightFormat(qtype, group, weight_only, scale_dtype)
 
 
 def scale_array(function: str, name: str, scale):

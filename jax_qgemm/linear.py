@@ -156,9 +156,10 @@ def quantized_linear(
             f"{name}: out_zero_point has shape {out_zero.shape}, expected () (a scalar)"
         )
     check_packed(name, "w", w, stacks=True)
-    if w.takes_floats:
+    if w.takes_floats or w.blocks is not None:
         raise TypeError(
-            f"{name}: w must be quantized, and not for weights only, got {w}; use jax_qgemm.dot"
+            f"{name}: w must be of int8 or uint8, and not for weights only, got {w}; use "
+            "jax_qgemm.dot"
         )
     n = w.shape[-1]
     rank = x.ndim if len(w.shape) == 2 else len(w.shape)
@@ -266,16 +267,18 @@ def _product(
                 f"of the result (x: {describe(x)}, w: {describe(w)})"
             )
     is_float = not isinstance(x, QuantizedArray)
-    if w.takes_floats and not is_float:
+    if (w.takes_floats or w.blocks is not None) and not is_float:
         what = f"{w.qtype}{' (weight only)' if w.weight_only else ''}"
         raise TypeError(
             f"{function}: x must be float32, bfloat16 or float16 for a weight of {what}, got "
             f"{describe(x)}; use x.dequantize()"
         )
     values, forms, parts = (x, ("none", "none"), (None, None)) if is_float else _scheme(function, x)
+    plain = w.qtype in reference.QRANGE
     spec = GemmSpec(
-        weights=w.qtype if w.is_float else "int8",
-        columns=n if w.is_float else None,
+        weights="int8" if plain else w.qtype,
+        columns=None if plain else n,
+        blocks=w.blocks,
         dynamic=is_float and not w.takes_floats,
         keeps_x=w.takes_floats,
         x_scale=forms[0],
@@ -285,7 +288,7 @@ def _product(
         residual=residual is not None,
         activation=str(activation or "none"),
         out_dtype=out_dtype,
-        group=w.group_size,
+        group=w.group_size if plain else None,
         ragged=group_sizes is not None,
         out_scale="column" if out_scale is not None and out_scale.ndim else "tensor",
     )

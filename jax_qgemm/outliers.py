@@ -22,12 +22,12 @@ def outlier_density(w: PackedWeight) -> jax.Array:
     the outlier-aware split of arXiv 2101.05615.
 
     Raises:
-      TypeError: w is no PackedWeight, or one of floats.
+      TypeError: w is no PackedWeight, or one of floats or blocks.
       ValueError: w is of a newer format version.
     """
     check_packed("outlier_density", "w", w, stacks=True)
-    if w.is_float:
-        raise TypeError(f"outlier_density: w must be quantized, got {describe(w)}")
+    if w.qtype not in reference.QRANGE:
+        raise TypeError(f"outlier_density: w must be of int8 or uint8, got {describe(w)}")
     return _density(w)
 
 

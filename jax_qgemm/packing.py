@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jax_qgemm import compat, errors, reference
+from jax_qgemm import blocks, compat, errors, reference
 from jax_qgemm.errors import describe
 from jax_qgemm.primitives import pack as primitive
 from jax_qgemm.primitives.pack_float import pack_float
@@ -51,12 +51,12 @@ def unpack(w: PackedWeight) -> QuantizedArray:
     """The QuantizedArray that was packed.
 
     Raises:
-      TypeError: w is no PackedWeight, or one of floats, which `w.dequantize()` gives.
+      TypeError: w is no PackedWeight, or one of floats or blocks: see `w.dequantize()`.
       ValueError: w is a stack of weights, or of a newer format version.
     """
     check_packed("unpack", "w", w)
-    if w.is_float:
-        raise TypeError(f"unpack: w must be quantized, got {w.qtype}; use w.dequantize()")
+    if w.qtype not in reference.QRANGE:
+        raise TypeError(f"unpack: w must be of int8 or uint8, got {w.qtype}; use w.dequantize()")
     return _unpack(w)
 
 
@@ -67,8 +67,11 @@ def pack_weight(kernel, qtype="int8", *, symmetric=None, clamp=False) -> PackedW
       kernel: float32, bfloat16 or float16 (K, N).
       qtype: "int8" or "uint8"; with a size of groups along K as in "int8:64", a scale for each
         group and column; with ":weight_only" activations stay floats. "fp16" or "bf16" round to
-        floats of 16 bits, with which activations stay floats, too.
-      symmetric: as in `quantize`; of floats None.
+        floats of 16 bits, with which activations stay floats, too. "int4" or "int8_blocks" make
+        blocks, as GGUF's, of 32 elements of a column that share a scale: "int4:128:bf16" has 128
+        and scales of bfloat16, in place of float16. With them activations are quantized
+        symmetrically, each row with a scale per group, or stay floats with ":weight_only".
+      symmetric: as in `quantize`; of floats None. Blocks have a minimum where it is False.
       clamp: of "fp16" and "bf16": values beyond the largest one become that. Where it is False
         they are refused, or infinite if the kernel is traced.
 
@@ -77,7 +80,7 @@ def pack_weight(kernel, qtype="int8", *, symmetric=None, clamp=False) -> PackedW
       ValueError: kernel is not 2-D, unknown qtype or size of groups, or values out of range.
     """
     kernel = errors.float_array("pack_weight", "kernel", kernel)
-    qtype, group, weight_only = errors.weight_format("pack_weight", "qtype", qtype)
+    qtype, group, weight_only, scales = errors.weight_format("pack_weight", "qtype", qtype)
     if qtype not in reference.FLOAT_WEIGHTS and clamp:
         raise ValueError(f"pack_weight: clamp is for fp16 and bf16, got qtype {qtype!r}")
     if qtype in reference.FLOAT_WEIGHTS and symmetric is not None:
@@ -89,6 +92,10 @@ def pack_weight(kernel, qtype="int8", *, symmetric=None, clamp=False) -> PackedW
         )
     if qtype in reference.FLOAT_WEIGHTS:
         return _pack_float(kernel, qtype, bool(clamp))
+    if scales is not None:
+        minimum = symmetric is not None and not symmetric
+        form = blocks.Blocks(blocks.BITS[qtype], group, scales, minimum)
+        return _pack_blocks(kernel, qtype, form, weight_only)
     form = {"channelwise_axes": [1]} if group is None else {"group_size": group}
     w = pack(quantize(kernel, qtype, symmetric=symmetric, **form))
     return dataclasses.replace(w, weight_only=weight_only)
@@ -118,6 +125,42 @@ def _round_and_pack(kernel, qtype: str, most: float | None) -> PackedWeight:
     values = kernel.astype(reference.FLOAT_WEIGHTS[qtype])
     data = pack_float(lax.bitcast_convert_type(values, jnp.uint16), qtype)
     return PackedWeight(data, None, None, None, kernel.shape, qtype, False)
+
+
+def _pack_blocks(kernel, qtype: str, form: blocks.Blocks, weight_only: bool) -> PackedWeight:
+    parts = _quantize_blocks(kernel, form)
+    if compat.concrete(kernel) is not None:
+        low, high = (
+            np.asarray(f(kernel.astype(jnp.float32), initial=0)) for f in (jnp.min, jnp.max)
+        )
+        scales = [np.asarray(p, np.float32) for p in parts[1:] if p is not None]
+        if np.isfinite([low, high]).all() and any(np.isinf(s).any() for s in scales):
+            raise ValueError(
+                f"pack_weight: values of kernel, from {low:g} to {high:g}, need scales beyond "
+                f'{form.scale_dtype}; choose others, as in "{qtype}:{form.group}:float32"'
+            )
+    data = _pack_parts(*parts, form)
+    return PackedWeight(
+        data,
+        None,
+        None,
+        None,
+        kernel.shape,
+        qtype,
+        True,
+        group_size=form.group,
+        weight_only=weight_only,
+        scale_dtype=form.scale_dtype,
+        minimum=form.minimum,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=1, inline=True)
+def _quantize_blocks(kernel, form: blocks.Blocks):
+    return blocks.quantize(kernel.astype(jnp.float32), form)
+
+
+_pack_parts = jax.jit(blocks.pack, static_argnums=3, inline=True)
 
 
 def check_packed(function: str, name: str, w, stacks: bool = False) -> None:

@@ -14,7 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jax_qgemm import blocks as _blocks
+
 if TYPE_CHECKING:
+    from jax_qgemm.blocks import Blocks
     from jax_qgemm.types import GemmSpec
 
 QRANGE = {"int8": (-128, 127), "uint8": (0, 255)}
@@ -139,8 +142,10 @@ def blocks(k: int, has_zero_point: bool, group: int | None = None) -> list[slice
     return [slice(start, min(start + step, k)) for start in range(0, max(k, 1), step)]
 
 
-def packed_size(k: int, n: int, weights: str = "int8") -> int:
+def packed_size(k: int, n: int, weights: str = "int8", form: Blocks | None = None) -> int:
     """Elements of a packed K×N matrix: N up to a multiple of 16, K of the elements of a step."""
+    if form is not None:
+        return form.size(k, n)
     step = _step(weights)
     return (n + 15) // 16 * 16 * (-(-k // step) * step)
 
@@ -271,11 +276,14 @@ def gemm(
     """out[M,N] of x [M,K] and a packed weight, in the order of the output pipeline.
 
     `acc = Σ_k (x - x_zero_point) * (w - w_zero_point)` exactly, then scales, or of float weights
-    `Σ_k x * w` in float32; bias; residual; activation; output.
+    `Σ_k x * w` in float32, or of blocks the sum over their groups; bias; residual; activation;
+    output.
     The column sums are the native kernels' shortcut to the same value.
     """
     del column_sums
-    if spec.keeps_x:
+    if spec.blocks is not None:
+        y = _block_product(x.astype(jnp.float32), data, spec)
+    elif spec.keeps_x:
         y = _float_product(x.astype(jnp.float32), data, w_scale, w_zero_point, spec)
     else:
         y = _quantized_product(x, data, w_scale, x_scale, x_zero_point, w_zero_point, spec)
@@ -306,6 +314,34 @@ def _float_product(x, data, w_scale, w_zero_point, spec: GemmSpec):
         term = lax.dot(x[:, part], w[part], precision=lax.Precision.HIGHEST)
         y = y + _rounded(term * (w_scale[i] if spec.group else w_scale))
     return y
+
+
+def _block_product(x, data, spec: GemmSpec):
+    """x @ w of weights in blocks, float32. Quantized by groups, xq with a scale s[m,g], it is
+
+    Σ_g scale[g,n] · (s[m,g] · Σ_k xq·(q - offset)),  or with a minimum
+    Σ_g scale[g,n] · (s[m,g] · Σ_k xq·q) + minimum[g,n] · (s[m,g] · Σ_k xq)
+    """
+    (m, k), n, form = x.shape, spec.columns, spec.blocks
+    if spec.keeps_x:
+        w = _blocks.dequantize(data, k, n, form)
+        return lax.dot(x, w, precision=lax.Precision.HIGHEST)
+    q, scale, minimum = _blocks.unpack(data, k, n, form)
+    groups, offset = form.groups(k), 0 if form.minimum else form.offset
+    parts = jnp.pad(x, ((0, 0), (0, groups * form.group - k))).reshape(m, groups, form.group)
+    row_scale, inverse = symmetric_params(parts, (2,), 127)
+    xq = quantize_affine(parts * inverse, None, "int8").astype(jnp.int32)
+
+    def add_group(y, of_group):
+        xq, s, q, scale, minimum = of_group
+        acc = lax.dot(xq, q.astype(jnp.int32) - offset, preferred_element_type=jnp.int32)
+        y = y + acc.astype(jnp.float32) * s * scale
+        if form.minimum:
+            y = y + minimum * (s * xq.sum(axis=1, keepdims=True).astype(jnp.float32))
+        return y, None
+
+    of_groups = jnp.moveaxis(xq, 1, 0), jnp.moveaxis(row_scale, 1, 0), q, scale, minimum
+    return lax.scan(add_group, jnp.zeros((m, n), jnp.float32), of_groups)[0]
 
 
 def _quantized_product(x, data, w_scale, x_scale, x_zero_point, w_zero_point, spec: GemmSpec):

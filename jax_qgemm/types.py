@@ -14,10 +14,12 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from jax_qgemm import errors, reference
+from jax_qgemm import blocks, errors, reference
+from jax_qgemm.blocks import Blocks
 
 _QTYPES = tuple(reference.QRANGE)
-_WEIGHTS = (*_QTYPES, *reference.FLOAT_WEIGHTS)
+_WEIGHTS = (*_QTYPES, *reference.FLOAT_WEIGHTS, *blocks.BITS)
+_SCALE_DTYPES = (None, "float32", "bfloat16", "float16")
 
 
 class _Quantized:
@@ -156,25 +158,30 @@ class QuantizedArray(_Quantized):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class PackedWeight(_Quantized):
-    """A quantized or 16-bit float K×N weight in the kernels' layout, the same for every CPU.
+    """A K×N weight in the kernels' layout, the same for every CPU: of 8-bit integers, 16-bit floats
+    or, in groups that bring their scales with them, blocks of 4 or 8 bits.
 
     Make one with `pack` or `pack_weight`; hold it, checkpoint it and pass it to jitted functions
     like any weight. `jax.tree.map(lambda *w: jnp.stack(w), *weights)` makes a stack for scan or
     vmap.
 
     Attributes:
-      data: int8, or uint16, the bits of float16 and bfloat16, which no cast of floats in a tree
-        of parameters changes; flat: panels of 64 columns, in them steps of K, in them columns.
-      scale: float32[N], one per column even where the weight has a single scale; [groups, N] of a
-        weight in groups; None of floats.
+      data: int8; uint16, the bits of float16 and bfloat16, which no cast of floats in a tree of
+        parameters changes; uint8 of blocks, scales included. Flat: panels of 64 columns, in them
+        steps of K, in them columns.
+      scale: float32[N], one per column even where the weight has a single scale; [groups, N] of
+        int8 in groups; None of floats and blocks, and so are the next two.
       zero_point: int32 of the shape of `scale`, or None; in terms of the stored int8 values.
-      column_sums: int32[blocks, N], sums over blocks of K of (value - zero_point); None of floats.
+      column_sums: int32[blocks, N], sums over blocks of K of (value - zero_point).
       matrix_shape: (K, N), static.
-      qtype: "int8", "uint8" (stored as q - 128), "float16" or "bfloat16", static.
+      qtype: "int8", "uint8" (stored as q - 128), "float16", "bfloat16", "int4" or "int8_blocks",
+        static.
       channelwise: whether the columns have scales of their own, static.
       format_version: of the layout, static.
       group_size: so many elements along K share a scale; None: all of them. Static.
       weight_only: whether activations stay float, as they do with floats anyway. Static.
+      scale_dtype: of blocks: "float32", "bfloat16" or "float16". Static.
+      minimum: of blocks: whether groups have one; else their values are symmetric. Static.
     """
 
     data: jax.Array
@@ -188,8 +195,9 @@ class PackedWeight(_Quantized):
         default=reference.FORMAT_VERSION, metadata={"static": True}
     )
     group_size: int | None = dataclasses.field(default=None, metadata={"static": True})
-
     weight_only: bool = dataclasses.field(default=False, metadata={"static": True})
+    scale_dtype: str | None = dataclasses.field(default=None, metadata={"static": True})
+    minimum: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -200,6 +208,13 @@ class PackedWeight(_Quantized):
     def is_float(self) -> bool:
         """Whether it holds floats."""
         return self.qtype in reference.FLOAT_WEIGHTS
+
+    @property
+    def blocks(self) -> Blocks | None:
+        """The form of its blocks, where it is in such."""
+        if self.qtype not in blocks.BITS:
+            return None
+        return Blocks(blocks.BITS[self.qtype], self.group_size, self.scale_dtype, self.minimum)
 
     @property
     def takes_floats(self) -> bool:
@@ -213,39 +228,50 @@ class PackedWeight(_Quantized):
         errors.check_format_version("dequantize", self.format_version)
         if self.is_float:
             return _unpack_float(self.data, *self.matrix_shape, self.qtype)
+        if self.blocks is not None:
+            return _dequantize_blocks(self.data, *self.matrix_shape, self.blocks)
         values = reference.unpack(self.data, *self.matrix_shape)
         return _dequantize(values, self.scale, self.zero_point, self.group_size)
 
     def _metadata(self) -> list[int]:
         index = _WEIGHTS.index(self.qtype)
         group = self.group_size or 0
-        flags = int(self.channelwise), group, int(self.weight_only)
+        scales = _SCALE_DTYPES.index(self.scale_dtype), int(self.minimum)
+        flags = int(self.channelwise), group, int(self.weight_only), *scales
         return [self.format_version, index, *self.matrix_shape, *flags]
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> PackedWeight:
         """The inverse of `to_arrays`. ValueError for data of a newer release or altered data."""
-        metadata, qtype, parts = cls._read(arrays, _WEIGHTS, 7)
-        version, _, k, n, channelwise, group, weight_only = metadata
+        metadata, qtype, parts = cls._read(arrays, _WEIGHTS, 9)
+        version, _, k, n, channelwise, group, weight_only, scales, minimum = metadata
         where = "PackedWeight.from_arrays"
         if min(k, n) < 0:
             raise ValueError(f"{where}: metadata must hold sizes K, N >= 0, got {k}, {n}")
-        group = errors.group_size(where, "group_size", group or None)
+        unit = blocks.group_unit(qtype) if qtype in blocks.BITS else errors.GROUP_UNIT
+        group = errors.group_size(where, "group_size", group or None, unit)
+        if not 0 <= scales < len(_SCALE_DTYPES) or (scales > 0) != (qtype in blocks.BITS):
+            raise ValueError(f"{where}: metadata has scales of dtype {scales} for {qtype}")
+        if qtype in blocks.BITS and group is None:
+            raise ValueError(f"{where}: no size of groups in metadata, which {qtype} has")
+        form = None
+        if qtype in blocks.BITS:
+            form = Blocks(blocks.BITS[qtype], group, _SCALE_DTYPES[scales], bool(minimum))
         data, has_zero_point = parts["data"], parts["zero_point"] is not None
         if qtype == "uint8" and not has_zero_point:
             raise ValueError(f"{where}: no zero_point in the data, which a uint8 weight has")
-        size = reference.packed_size(k, n, qtype)
+        size = reference.packed_size(k, n, qtype, form)
         if data.shape[-1:] != (size,):
             raise ValueError(
                 f"{where}: data has {data.shape[-1] if data.ndim else 'no'} elements, expected "
                 f"{size} for a packed {k}×{n} weight"
             )
-        blocks = len(reference.blocks(k, has_zero_point, group))
-        columns = (blocks, n) if group else (n,)
+        parts_of_k = len(reference.blocks(k, has_zero_point, group))
+        columns = (parts_of_k, n) if group else (n,)
         for name, shape in (
             ("scale", columns),
             ("zero_point", columns),
-            ("column_sums", (blocks, n)),
+            ("column_sums", (parts_of_k, n)),
         ):
             expected = (*data.shape[:-1], *shape)
             if parts.get(name) is not None and parts[name].shape != expected:
@@ -260,12 +286,16 @@ class PackedWeight(_Quantized):
             format_version=version,
             group_size=group,
             weight_only=bool(weight_only),
+            scale_dtype=_SCALE_DTYPES[scales],
+            minimum=bool(minimum),
         )
 
     @classmethod
     def _fields(cls, qtype: str) -> dict[str, str]:
         if qtype in reference.FLOAT_WEIGHTS:
             return {"data": "uint16"}
+        if qtype in blocks.BITS:
+            return {"data": "uint8"}
         ints = {"zero_point": "int32", "column_sums": "int32"}
         return {"data": "int8", "scale": "float32", **ints}
 
@@ -275,6 +305,8 @@ class PackedWeight(_Quantized):
             return f"PackedWeight({self.qtype}[{dims}], data={_brief(self.data)})"
         scales = "per channel" if self.channelwise else "per tensor"
         scales = f"per group of {self.group_size}" if self.group_size else scales
+        if self.blocks is not None:
+            scales += f" in {self.scale_dtype}{' with a minimum' if self.minimum else ''}"
         scales += ", weight only" if self.weight_only else ""
         dims = ",".join(map(str, self.shape))
         zero_point = "" if self.zero_point is None else f", zero_point={_brief(self.zero_point)}"
@@ -287,8 +319,9 @@ class GemmSpec:
 
     Attributes:
       weights: how they are stored: "int8", or "float16" or "bfloat16", which take a float x and
-        have no scales, zero points or groups.
-      columns: N of float weights, of which no scales tell it.
+        have no scales, zero points or groups, or "int4" or "int8_blocks", which take a float x.
+      blocks: the form of the last two.
+      columns: N of all but "int8", of which no scales tell it.
       dynamic: x is float, quantized per row inside; no x_scale, no x_zero_point.
       keeps_x: x is float and stays so, for weights of either kind.
       x_scale, x_zero_point: "none", "tensor" or "row".
@@ -317,12 +350,10 @@ class GemmSpec:
     keeps_x: bool = False
     weights: str = "int8"
     columns: int | None = None
-
-    @property
-    def float_weights(self) -> bool:
-        return self.weights in reference.FLOAT_WEIGHTS
+    blocks: Blocks | None = None
 
 
+_dequantize_blocks = jax.jit(blocks.dequantize, static_argnums=(1, 2, 3), inline=True)
 _unpack_float = jax.jit(reference.unpack_float, static_argnums=(1, 2, 3), inline=True)
 
 

@@ -1,5 +1,6 @@
 """Flax linen: `QDense`, a dense layer with packed weights, and `quantize_params`."""
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Mapping
@@ -175,16 +176,8 @@ def _to_state_dict(weight: PackedWeight) -> dict[str, Any]:
 def _from_state_dict(weight: PackedWeight, state: dict[str, Any]) -> PackedWeight:
     version = int(state.get("format_version", 1))
     errors.check_format_version("from_state_dict", version)
-    return PackedWeight(
-        data=state["data"],
-        **{name: state.get(name) for name in ("scale", "zero_point", "column_sums")},
-        matrix_shape=weight.matrix_shape,
-        qtype=weight.qtype,
-        channelwise=weight.channelwise,
-        format_version=version,
-        group_size=weight.group_size,
-        weight_only=weight.weight_only,
-    )
+    parts = {name: state.get(name) for name in ("data", "scale", "zero_point", "column_sums")}
+    return dataclasses.replace(weight, **parts, format_version=version)
 
 
 # So that flax.serialization (to_bytes, msgpack, flax.training.checkpoints) knows packed kernels.

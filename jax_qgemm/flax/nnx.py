@@ -93,6 +93,8 @@ class QLinear(nnx.Module):
         self.group_size = packed.group_size
         self.channelwise = packed.channelwise
         self.weight_only = packed.weight_only
+        self.scale_dtype = packed.scale_dtype
+        self.minimum = packed.minimum
         self.dtype = dtype
         self.param_dtype = param_dtype
 
@@ -142,6 +144,8 @@ class QLinear(nnx.Module):
             format_version=self.format_version.shape[-1],
             group_size=self.group_size,
             weight_only=self.weight_only,
+            scale_dtype=self.scale_dtype,
+            minimum=self.minimum,
         )
 
     def __call__(

@@ -25,8 +25,8 @@ def operand_names(spec: GemmSpec) -> tuple[str, ...]:
     raw = spec.out_dtype == "int32"
     requantized = spec.out_dtype in ("int8", "uint8")
     optional = {
-        "w_scale": not spec.float_weights,
-        "column_sums": not spec.float_weights,
+        "w_scale": spec.weights == "int8",
+        "column_sums": spec.weights == "int8",
         "x_scale": not spec.dynamic and not raw and not spec.keeps_x,
         "x_zero_point": spec.x_zero_point != "none",
         "w_zero_point": spec.w_zero_point,
@@ -48,10 +48,11 @@ def _shapes(spec: GemmSpec, m: int, n: int, k: int):
     rows = {"none": None, "tensor": (), "row": (m,)}
     blocks = len(reference.blocks(k, spec.w_zero_point, spec.group))
     columns = (blocks, n) if spec.group else (n,)
+    stored = {"int8": "int8"} | dict.fromkeys(reference.FLOAT_WEIGHTS, "uint16")
     return {
         "data": (
-            (reference.packed_size(k, n, spec.weights),),
-            ("uint16" if spec.float_weights else "int8",),
+            (reference.packed_size(k, n, spec.weights, spec.blocks),),
+            (stored.get(spec.weights, "uint8"),),
         ),
         "w_scale": (columns, ("float32",)),
         "column_sums": ((blocks, n), ("int32",)),
@@ -79,7 +80,7 @@ def _abstract_eval(*avals, spec: GemmSpec):
     if spec.batched:
         size = next(o.shape[0] for name, o in operands.items() if o.ndim > _rank(name, spec))
     n = spec.columns
-    if not spec.float_weights:
+    if spec.weights == "int8":
         w_scale = operands["w_scale"]
         if w_scale.ndim - (2 if spec.group else 1) not in (0, size is not None):
             _refuse("w_scale", w_scale, "float32[groups,N]" if spec.group else "float32[N]")
@@ -134,7 +135,9 @@ def _attributes(spec: GemmSpec):
         "has_w_zero_point": spec.w_zero_point,
         "has_bias": spec.bias,
         "has_residual": spec.residual,
-        "group": np.int64(spec.group or 0),
+        "group": np.int64(spec.group or (spec.blocks.group if spec.blocks else 0)),
+        "block_scale": spec.blocks.scale_dtype if spec.blocks else "none",
+        "block_minimum": bool(spec.blocks and spec.blocks.minimum),
         "batched": spec.batched,
         "ragged": spec.ragged,
         "activation": spec.activation,

@@ -117,7 +117,12 @@ inline Call MakeStack(const Case& c) {
     const bool w_shared = !ragged && share[1];
     Stack(all.packed, s.w, p.packed, std::int64_t(p.packed.size()), w_shared, first.packed);
     Stack(all.sums, s.column_sums, p.sums, std::int64_t(p.sums.size()), w_shared, first.sums);
-    if (w_shared) p.w = first.w, p.w_float = first.w_float;
+    if (w_shared) {
+      p.w = first.w;
+      p.w_float = first.w_float;
+      p.block_scale = first.block_scale;
+      p.block_minimum = first.block_minimum;
+    }
     Stack(all.w_scale, s.w_scale, p.w_scale, columns, w_shared, first.w_scale);
     Stack(all.w_zero, s.w_zero, p.w_zero, columns, w_shared, first.w_zero);
     Stack(all.x_scale, s.x_scale, p.x_scale, scale_by_row ? rows : 1,
@@ -200,12 +205,13 @@ inline bool RunPlan(const PlanKey& key, const Case& c, const Call& call) {
     std::printf(
         "FAILED %s%s %s%ld m=%ld n=%ld k=%ld threads=%d x=%d w=%d out=%d activation=%d x_zero=%d "
         "x_scale=%d "
-        "w_zero=%d bias=%d residual=%d per_column=%d group=%ld keeps_x=%d: %s",
+        "w_zero=%d bias=%d residual=%d per_column=%d group=%ld keeps_x=%d scale=%d minimum=%d: %s",
         IsaName(c.isa), key.acc16 ? " acc16" : "",
         c.shape.ragged ? "groups=" : "batch=", long(c.shape.batch), long(c.shape.m),
         long(c.shape.n), long(c.shape.k), c.threads, int(c.spec.x), int(c.spec.w), int(e.out),
         int(e.activation), int(e.x_zero), int(e.x_scale), int(e.w_zero), int(e.bias),
         int(e.residual), int(e.out_scale_per_column), long(c.spec.group), int(c.spec.keeps_x),
+        int(c.spec.blocks.scale), int(c.spec.blocks.minimum),
         first < 0 ? "wrote beyond the output\n" : "");
     if (first >= 0)
       std::printf("byte %ld is %d, expected %d\n", long(first), out[65 + first], expected[first]);

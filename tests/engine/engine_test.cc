@@ -5,6 +5,7 @@
 //   engine_test code ISA ROWS COLUMNS
 // writes the code of a kernel to the standard output, for a disassembler: 128 bytes each of what
 // sets up tiles of so many rows and of what ends it, if there are such, then the tile's.
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstdio>
@@ -51,8 +52,15 @@ bool NamesDiffer() {
   vary([](TileKey& key, int v) { key.part = KPart(v); }, {0, 1, 2, 3});
   vary([](TileKey& key, int v) { key.streams = v; }, {0, 1});
   vary([](TileKey& key, int v) { key.from_sums = v; }, {0, 1});
-  vary([](TileKey& key, int v) { key.w = WType(v); }, {0, 1, 2});
-  const bool of_tiles = differ();
+  vary([](TileKey& key, int v) { key.w = WType(v); }, {0, 1, 2, 3, 4});
+  const auto none = [](const TileKey& key) { return !IsBlocks(key.w); };
+  std::vector<TileKey> blocks = keys;
+  blocks.erase(std::remove_if(blocks.begin(), blocks.end(), none), blocks.end());
+  const bool of_weights = differ();
+  keys = blocks;
+  vary([](TileKey& key, int v) { key.blocks.scale = ScaleType(v); }, {0, 1, 2});
+  vary([](TileKey& key, int v) { key.blocks.minimum = v; }, {0, 1});
+  const bool of_tiles = differ() && of_weights;
   keys = outs;
   vary([](TileKey& key, int v) { key.epilogue.activation = Activation(v); }, {0, 1, 2, 3, 4});
   vary([](TileKey& key, int v) { key.epilogue.x_zero = Granularity(v); }, {0, 1, 2});

@@ -27,7 +27,8 @@ struct Case {
 struct Problem {
   std::vector<std::uint8_t> x;
   std::vector<std::int8_t> w;
-  std::vector<float> w_float;  // exact in WType
+  std::vector<float> w_float;                     // exact in WType
+  std::vector<float> block_scale, block_minimum;  // [groups, n], exact in ScaleType; q is in w
   std::vector<std::int8_t> packed;
   std::vector<std::int32_t> sums, w_zero, x_zero;
   std::vector<float> w_scale, x_scale, bias, out_scale;
@@ -57,6 +58,55 @@ inline float ResidualAt(const Problem& p, ResidualType type, std::int64_t i) {
   return type == ResidualType::kF32    ? At<float>(p.residual, i)
          : type == ResidualType::kBf16 ? ToFloat(At<Bf16>(p.residual, i))
                                        : ToFloat(At<F16>(p.residual, i));
+}
+
+// One value in a type of scales.
+inline float RoundTo(ScaleType type, float v) {
+  return type == ScaleType::kF32    ? v
+         : type == ScaleType::kBf16 ? ToFloat(ToBf16(v))
+                                    : ToFloat(ToF16(v));
+}
+
+inline void StoreScale(ScaleType type, float v, std::int8_t* to) {
+  const Bf16 bf16 = ToBf16(v);
+  const F16 f16 = ToF16(v);
+  const void* from = type == ScaleType::kF32    ? static_cast<const void*>(&v)
+                     : type == ScaleType::kBf16 ? static_cast<const void*>(&bf16)
+                                                : &f16;
+  std::memcpy(to, from, type == ScaleType::kF32 ? 4 : 2);
+}
+
+// Weights in blocks, and where layout.h has them.
+inline void MakeBlocks(const Case& c, Problem& p) {
+  const std::int64_t n = c.shape.n, k = c.shape.k, group = c.spec.group;
+  const WType w = c.spec.w;
+  const BlockForm form = c.spec.blocks;
+  const PackedLayout layout{k, n, w, group, form};
+  p.packed.assign(layout.Bytes(), 0);
+  for (std::int64_t i = 0; i < n * k; ++i)
+    p.w.push_back(std::int8_t(Random(0, w == WType::kU4 ? 15 : 255)));
+  for (std::int64_t i = 0; i < n * CeilDiv(k, group); ++i) {
+    const float size = std::exp2(float(Random(-12, 3)));
+    p.block_scale.push_back(RoundTo(form.scale, RandomFloat() * size));
+    p.block_minimum.push_back(form.minimum ? RoundTo(form.scale, 8 * RandomFloat() * size)
+                                           : p.block_scale.back() * float(-Offset(w)));
+  }
+  for (std::int64_t j = 0; j < n; ++j) {
+    const std::int64_t panel = j / kPanelColumns, column = j % kPanelColumns;
+    const std::int64_t width = layout.PanelWidth(panel);
+    for (std::int64_t i = 0; i < k; ++i) {
+      std::int8_t* to =
+          &p.packed[layout.PanelOffset(panel) + i / group * width * layout.GroupBytes()];
+      StoreScale(form.scale, p.block_scale[i / group * n + j], to + column * form.ScaleBytes());
+      if (form.minimum) {
+        StoreScale(form.scale, p.block_minimum[i / group * n + j],
+                   to + (width + column) * form.ScaleBytes());
+      }
+      const std::int64_t step = i % group / ElementsOfStep(w), element = i % ElementsOfStep(w);
+      to += width * form.Bytes() + (step * width + column) * 4 + element % 4;
+      *to = std::int8_t(*to | std::uint8_t(p.w[i * n + j]) << element / 4 * 4);
+    }
+  }
 }
 
 inline Problem MakeProblem(const Case& c) {
@@ -89,7 +139,7 @@ inline Problem MakeProblem(const Case& c) {
       p.x.push_back(std::uint8_t(style == 0 ? extreme : Random(0, 255)));
   }
   const int most = style == 1 ? 32 : style == 2 ? 60 : 127;  // none and few outliers of acc16
-  for (std::int64_t i = 0; i < n * k; ++i)
+  for (std::int64_t i = 0; i < n * k && !IsBlocks(c.spec.w); ++i)
     p.w.push_back(std::int8_t(style == 0 ? -128 : Random(-most - 1, most)));
   for (std::int64_t i = 0; i < n; ++i) p.bias.push_back(RandomFloat());
   const std::int64_t blocks = KBlocks(k, e.w_zero, c.spec.group);
@@ -115,7 +165,9 @@ inline Problem MakeProblem(const Case& c) {
     if (e.residual == ResidualType::kBf16) Set(p.residual, i, ToBf16(v));
     if (e.residual == ResidualType::kF16) Set(p.residual, i, ToF16(v));
   }
+  if (IsBlocks(c.spec.w)) MakeBlocks(c, p);
   p.out_zero = int(e.out == OutType::kU8 ? Random(0, 255) : Random(-128, 127));
+  if (IsBlocks(c.spec.w)) return p;
   const PackedLayout layout{k, n, c.spec.w};
   p.packed.assign(layout.Bytes(), 77);
   p.sums.assign(blocks * n, 77);
@@ -163,6 +215,50 @@ inline void Output(const Case& c, const Problem& p, std::int64_t at, float y,
   }
 }
 
+// Weights in blocks.
+inline std::vector<std::uint8_t> BlockReference(const Case& c, const Problem& p) {
+  const auto& [m, n, k, batch, ragged] = c.shape;
+  const GemmSpec& spec = c.spec;
+  std::vector<std::uint8_t> out(m * n * SizeOf(spec.epilogue.out));
+  const int offset = spec.blocks.minimum ? 0 : Offset(spec.w);
+  for (std::int64_t i = 0; i < m; ++i) {
+    std::vector<float> x(k), y(n);
+    for (std::int64_t q = 0; q < k; ++q) x[q] = XFloat(p, spec.x, i * k + q);
+    for (std::int64_t b = 0; b < k; b += spec.group) {
+      const std::int64_t end = std::min(k, b + spec.group);
+      float amax = 0;
+      bool finite = true;
+      for (std::int64_t q = b; q < end; ++q) {
+        finite = finite && std::isfinite(x[q]);
+        amax = std::max(amax, std::fabs(x[q]));
+      }
+      if (amax < 127 * std::numeric_limits<float>::min()) amax = 127;
+      const float scale = finite ? amax / 127 : NAN;
+      std::vector<int> xq;
+      int sum = 0;
+      for (std::int64_t q = b; q < end; ++q) {
+        xq.push_back(finite ? int(std::nearbyint(x[q] * (127 / amax))) : 0);
+        sum += xq.back();
+      }
+      for (std::int64_t j = 0; j < n; ++j) {
+        const std::int64_t at = b / spec.group * n + j;
+        const float d = p.block_scale[at], minimum = p.block_minimum[at];
+        int acc = 0;
+        for (std::int64_t q = b; q < end; ++q) {
+          const int w = std::uint8_t(p.w[q * n + j]);
+          acc += xq[q - b] * (w - offset);
+          if (spec.keeps_x) y[j] = std::fma(x[q], std::fma(float(w), d, minimum), y[j]);
+        }
+        if (spec.keeps_x) continue;
+        y[j] = std::fma(float(acc) * scale, d, y[j]);
+        if (spec.blocks.minimum) y[j] = std::fma(minimum, scale * float(sum), y[j]);
+      }
+    }
+    for (std::int64_t j = 0; j < n; ++j) Output(c, p, i * n + j, y[j], out);
+  }
+  return out;
+}
+
 // Float sums: products and sums fused, K ascending.
 inline std::vector<std::uint8_t> FloatReference(const Case& c, const Problem& p) {
   const auto& [m, n, k, batch, ragged] = c.shape;
@@ -194,6 +290,7 @@ inline std::vector<std::uint8_t> FloatReference(const Case& c, const Problem& p)
 
 // numerics, one element at a time.
 inline std::vector<std::uint8_t> Reference(const Case& c, const Problem& p) {
+  if (IsBlocks(c.spec.w)) return BlockReference(c, p);
   if (c.spec.FloatSums()) return FloatReference(c, p);
   const std::int64_t m = c.shape.m, n = c.shape.n, k = c.shape.k;
   const Epilogue& e = c.spec.epilogue;

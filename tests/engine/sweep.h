@@ -32,6 +32,13 @@ inline GemmSpec RandomSpec() {
     spec.keeps_x = spec.w == WType::kS8;
   }
   e.w_zero = Random(0, 2) == 0;
+  if (IsFloat(spec.x) && Random(0, 3) == 0) {
+    spec.w = Pick<WType>({WType::kU4, WType::kU8});
+    spec.group = Pick<std::int64_t>({32, 64, 96, 128});
+    spec.blocks = {ScaleType(Random(0, 2)), Random(0, 1) == 1};
+    spec.keeps_x = Random(0, 1);
+    e.w_zero = false;
+  }
   if (IsFloat(spec.w)) spec.group = 0, e.w_zero = false;
   e.bias = e.out != OutType::kS32 && Random(0, 1);
   if (!IsFloat(spec.x)) {
@@ -141,6 +148,25 @@ void Sweep(Isa isa, const Check& check) {
     e.activation = Activation(v[5]);
     e.out = outs[std::size_t(v[6])];
     e.out_scale_per_column = v[6] >= kPerTensor;
+    check(c);
+  }
+  // Blocks.
+  const std::vector<std::int64_t> groups_of_blocks = {32, 64, 128};
+  for (const std::vector<int>& v :
+       Pairwise({kRegimes, 3, 4, 3, 3, 2, 4, 5, int(outs.size()), 2}, rng)) {
+    Case c = CaseOf(Regime(v[0]), isa);
+    Epilogue& e = c.spec.epilogue;
+    c.spec.x = float_x[std::size_t(v[1])];
+    c.spec.w = v[2] % 2 == 0 ? WType::kU4 : WType::kU8;
+    c.spec.keeps_x = v[2] > 1;
+    c.spec.group = groups_of_blocks[std::size_t(v[3])];
+    if (c.spec.w == WType::kU8 && v[3] == 2) c.spec.group = 16;
+    c.spec.blocks = {ScaleType(v[4]), v[5] == 1};
+    e.bias = v[9] == 1;
+    e.residual = ResidualType(v[6]);
+    e.activation = Activation(v[7]);
+    e.out = outs[std::size_t(v[8])];
+    e.out_scale_per_column = v[8] >= kPerTensor;
     check(c);
   }
   // The sums themselves: of integers, and without an epilogue.

@@ -40,6 +40,13 @@ TileFn Avx512FloatTile(const TileKey& key);
 RowKernels Avx512FloatRows(XType x);
 PeakLoop Avx512FloatPeak();
 
+int Avx2BlockMaxColumns(int rows);
+TileFn Avx2BlockTile(const TileKey& key);
+TileFn AvxVnniBlockTile(const TileKey& key);
+int Avx512BwBlockMaxColumns(int rows);
+TileFn Avx512BwBlockTile(const TileKey& key);
+TileFn Avx512VnniBlockTile(const TileKey& key);
+
 int AmxInt8MaxColumns(int rows);
 TileFn AmxInt8Tile(const TileKey& key);
 PeakLoop AmxInt8Peak();

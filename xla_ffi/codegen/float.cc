@@ -14,6 +14,7 @@ namespace {
 
 constexpr int kPrefetchDistance = 4096;  // bytes ahead, as in vnni.cc
 constexpr std::uint32_t kHighHalf = 0xffff0000;
+constexpr float kNibbles[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 class FloatTileEmitter : public TileEmitter {
  protected:
@@ -26,7 +27,11 @@ class FloatTileEmitter : public TileEmitter {
     if (w_ == WType::kBf16) LoadConstant(HighHalf(), kHighHalf);
     Begin();
     if (w_zero_) mov(reg_zeros, ptr[reg_args + offsetof(TileArgs, column_zeros)]);
-    LoopOverQuads(elements_ * kXBytes);
+    if (IsBlocks(w_)) {
+      LoopOverGroups(elements_ * kXBytes, [&] { WidenBlockScales(key); }, [] {});
+    } else {
+      LoopOverQuads(elements_ * kXBytes);
+    }
     End();
   }
 
@@ -42,6 +47,8 @@ class FloatTileEmitter : public TileEmitter {
   }
   Vec Broadcast(int row) const { return wide() ? V(28 + row % 3) : V(14); }
   Vec HighHalf() const { return V(wide() ? 31 : 15); }
+  // Beside weights as they are loaded.
+  Vec Minimum() const { return rows() == 1 ? V(11) : V(wide() ? 28 : 14); }
 
   void Quad(int step) override {
     for (int line = 0; streams() && line < vectors() * vector_bytes(); line += 64) {
@@ -76,7 +83,9 @@ class FloatTileEmitter : public TileEmitter {
     const Vec w = Weights(vector);
     const int column = vector * lanes();
     const RegExp from = reg_b + (step * panel_bytes() + column * int(kStepBytes));
-    if (w_ == WType::kS8) {
+    if (IsBlocks(w_)) {
+      LoadFromBlock(w, from, i, vector);
+    } else if (w_ == WType::kS8) {
       LoadByte(w, from, i);
       if (w_zero_) vpsubd(w, w, ptr[reg_zeros + vector * vector_bytes()]);
       vcvtdq2ps(w, w);
@@ -91,6 +100,45 @@ class FloatTileEmitter : public TileEmitter {
     } else {
       vmovups(w, ptr[from]);
       vpslld(w, w, 16);
+    }
+  }
+
+  // scale * q + minimum.
+  void LoadFromBlock(const Vec& w, const RegExp& from, int i, int vector) {
+    const auto shift = std::uint8_t(i % 4 * 8 + i / 4 * 4);
+    if (shift > 0 && wide()) {
+      vpsrld(w, ptr[from], shift);
+    } else {
+      vmovups(w, ptr[from]);
+      if (shift > 0) vpsrld(w, w, shift);
+    }
+    if (w_ == WType::kU4 && wide()) {
+      Lookup(w, w, kNibbles, w);
+    } else {
+      And(w, w, Constant(w_ == WType::kU4 ? 0xf : 0xff));
+      vcvtdq2ps(w, w);
+    }
+    const RegExp scale = reg_widened + vector * vector_bytes();
+    vmovups(Minimum(), ptr[scale + kPartialStride]);
+    vfmadd132ps(w, Minimum(), ptr[scale]);
+  }
+
+  // What a group has for each column, to memory: a row of scales, then one of minima.
+  void WidenBlockScales(const TileKey& key) {
+    const int bytes = int(key.blocks.ScaleBytes());
+    const Vec v = Weights(0);
+    mov(reg_widened, ptr[reg_args + offsetof(TileArgs, partial)]);
+    for (int vector = 0; vector < vectors(); ++vector) {
+      const RegExp from = reg_block_scales + vector * lanes() * bytes;
+      const RegExp to = reg_widened + vector * vector_bytes();
+      LoadBlockScale(v, from);
+      vmovups(ptr[to], v);
+      if (key.blocks.minimum) {
+        LoadBlockScale(v, from + key.panel_columns * bytes);
+      } else {
+        vmulps(v, v, FloatConstant(float(-Offset(w_))));
+      }
+      vmovups(ptr[to + kPartialStride], v);
     }
   }
 
@@ -110,7 +158,7 @@ class FloatTileEmitter : public TileEmitter {
     vpsrad(to, to, 24);
   }
 
-  const Xbyak::Reg64 reg_zeros{r10};
+  const Xbyak::Reg64 reg_zeros{r10}, reg_widened{r10};
   const WType w_;
   const int elements_;  // of K in a step
   const bool w_zero_;

@@ -15,8 +15,9 @@ struct TileKeyHash {
     const std::uint64_t bits = std::uint64_t(key.rows) | std::uint64_t(key.columns) << 8 |
                                std::uint64_t(key.panel_columns) << 16 |
                                std::uint64_t(key.part) << 24 | std::uint64_t(key.streams) << 28 |
-                               std::uint64_t(key.from_sums) << 29 | std::uint64_t(key.w) << 30 |
-                               BitsOf(key.epilogue) << 32;
+                               std::uint64_t(key.from_sums) << 29 | BitsOf(key.epilogue) << 32 |
+                               std::uint64_t(key.w) << 54 | std::uint64_t(key.blocks.scale) << 57 |
+                               std::uint64_t(key.blocks.minimum) << 59;
     return std::size_t(bits * 0x9e3779b97f4a7c15ULL);
   }
 };

@@ -129,6 +129,20 @@ void TileEmitter::LoopOverQuads(int a_bytes) {
   L(done);
 }
 
+void TileEmitter::LoadBlockScale(const Vec& to, const RegExp& from) {
+  switch (key_.blocks.scale) {
+    case ScaleType::kF32:
+      vmovups(to, ptr[from]);
+      break;
+    case ScaleType::kBf16:
+      LoadBf16(to, from);
+      break;
+    case ScaleType::kF16:
+      LoadF16(to, from);
+      break;
+  }
+}
+
 void TileEmitter::Advance(int quads, int a_bytes) {
   add(reg_b, quads * panel_bytes());
   add(reg_a, quads * a_bytes);
@@ -160,7 +174,7 @@ void TileEmitter::ScaleColumns(int vector) {
   const Epilogue& e = key_.epilogue;
   const int offset = vector * vector_bytes();
   const Vec scales = Temporary(0), scalar = Temporary(2);
-  const bool scaled = !IsFloat(key_.w), x_scaled = !e.float_sums;
+  const bool scaled = key_.w == WType::kS8, x_scaled = !e.float_sums;
   const bool x_per_tensor = e.x_scale == Granularity::kTensor;
   if (scaled && (e.w_groups || !sums_only())) vmovups(scales, ptr[reg_column_scales + offset]);
   if (x_scaled && x_per_tensor && !e.w_groups && !sums_only()) {

@@ -28,6 +28,7 @@ class TileEmitter : public ActivationEmitter {
   // The sums of one row and one vector of columns, as int32 or, Epilogue::float_sums, as f32, when
   // the K loop is done.
   virtual Vec Accumulator(int row, int vector) const = 0;
+  static constexpr int kPartialStride = 256;  // bytes
   // Free vector registers outside the K loop: 0 to 3, with AVX-512 to 6.
   virtual Vec Temporary(int i) const = 0;
 
@@ -45,17 +46,21 @@ class TileEmitter : public ActivationEmitter {
   void Begin();
   // All of K. A quad of x takes `a_bytes`.
   void LoopOverQuads(int a_bytes);
+  // The same of weights in blocks: `begin` and `end` emit what comes before and after the quads of
+  // a group, with reg_block_scales and reg_row_groups at what the group has.
+  template <class BeginGroup, class EndGroup>
+  void LoopOverGroups(int a_bytes, const BeginGroup& begin, const EndGroup& end);
+  // A vector of what columns share, f32, from where a block has it.
+  void LoadBlockScale(const Vec& to, const RegExp& from);
   // Address of row 0..5 of a matrix whose rows 0 and 3 are in `base` and `base3`.
   RegExp Row(const Xbyak::Reg64& base, const Xbyak::Reg64& base3, int row, int offset) const;
   void End();
 
   // Of the K loop.
   const Xbyak::Reg64 reg_args{rdi}, reg_a{rax}, reg_a3{rdx}, reg_stride{rcx}, reg_b{rsi},
-      reg_quads{r8}, reg_next{r9};
+      reg_quads{r8}, reg_next{r9}, reg_block_scales{r9}, reg_row_groups{r10}, reg_groups{r11};
 
  private:
-  static constexpr int kPartialStride = 256;  // bytes
-
   bool sums_only() const { return key_.part == KPart::kFirst || key_.part == KPart::kMiddle; }
   // Blocks of more rows than one tile takes have tiles of so many (see EvenSplit): these fetch what
   // comes next.
@@ -83,5 +88,32 @@ class TileEmitter : public ActivationEmitter {
   const Xbyak::Reg64 reg_column_scales{r9}, reg_bias{r10}, reg_row_scales{r11}, reg_partial{rsi},
       reg_residual{r8}, reg_inverses{r9};
 };
+
+template <class BeginGroup, class EndGroup>
+void TileEmitter::LoopOverGroups(int a_bytes, const BeginGroup& begin, const EndGroup& end) {
+  constexpr int kUnroll = 4;  // see IsGroupOfBlocks
+  Xbyak::Label group, quads, done;
+  mov(reg_block_scales, ptr[reg_args + offsetof(TileArgs, block_scales)]);
+  mov(reg_row_groups, ptr[reg_args + offsetof(TileArgs, row_groups)]);
+  mov(reg_groups, ptr[reg_args + offsetof(TileArgs, groups)]);
+  test(reg_groups, reg_groups);
+  jz(done, T_NEAR);
+  L(group);
+  begin();
+  mov(reg_quads, ptr[reg_args + offsetof(TileArgs, group_steps)]);
+  align(32);
+  L(quads);
+  Quads(kUnroll);
+  Advance(kUnroll, a_bytes);
+  sub(reg_quads, kUnroll);
+  jnz(quads, T_NEAR);
+  end();
+  add(reg_b, key_.panel_columns * int(key_.blocks.Bytes()));
+  add(reg_block_scales, ptr[reg_args + offsetof(TileArgs, group_bytes)]);
+  add(reg_row_groups, ptr[reg_args + offsetof(TileArgs, row_groups_stride)]);
+  sub(reg_groups, 1);
+  jnz(group, T_NEAR);
+  L(done);
+}
 
 }  // namespace qgemm

@@ -99,6 +99,8 @@ class BlockRunner {
       args_.out_zero = q.zero;
     }
     args_.a_stride = plan.a_stride;
+    args_.groups = plan.layout.Groups();
+    if (args_.groups > 0) args_.group_steps = plan.layout.StepsOfGroup();
     args_.partial = workspace.partial.Reserve<float>(std::size_t(family_.max_rows * kPanelColumns));
   }
   BlockRunner(const BlockRunner&) = delete;
@@ -242,6 +244,7 @@ class BlockRunner {
         const std::int64_t elements = ElementsOfStep(plan_.key.spec.w);
         args.b = w_ + (first / elements * width_ + step.column) * kStepBytes;
         args.quads = length / elements;
+        if (args.groups > 0) SetGroups(step.column, row);
         const std::int64_t of_sums = block % Sums();
         args.row_sums = prepared.sums(of_sums, row);
         args.sums = at(sums_, row * kPanelColumns + step.column);
@@ -257,6 +260,16 @@ class BlockRunner {
         step.kernels[int(part)](&args);
       }
     }
+  }
+
+  // Of weights in blocks.
+  void SetGroups(std::int64_t column, std::int64_t row) {
+    const BlockForm& form = plan_.layout.blocks;
+    args_.b += width_ * form.Bytes();
+    args_.block_scales = reinterpret_cast<const std::uint8_t*>(w_) + column * form.ScaleBytes();
+    args_.group_bytes = width_ * plan_.layout.GroupBytes();
+    args_.row_groups = workspace_.rows.groups(row);
+    args_.row_groups_stride = workspace_.rows.groups_stride();
   }
 
   // What a tile fetches meanwhile. Where the tiles have all of the next panel, they begin again.

@@ -28,12 +28,21 @@ struct TileKey {
   Epilogue epilogue;
   bool from_sums = false;  // adds to TileArgs::sums
   WType w = WType::kS8;
+  BlockForm blocks;
 
   friend bool operator==(const TileKey& a, const TileKey& b) {
     return a.rows == b.rows && a.columns == b.columns && a.panel_columns == b.panel_columns &&
            a.part == b.part && a.streams == b.streams && a.epilogue == b.epilogue &&
-           a.from_sums == b.from_sums && a.w == b.w;
+           a.from_sums == b.from_sums && a.w == b.w && a.blocks == b.blocks;
   }
+};
+
+// What a row of x, quantized by groups, has for one of them.
+struct RowGroup {
+  float scale;
+  // Of blocks with a minimum the scale times the sum of the quantized values; else an int32, minus
+  // that sum times the offset of the weights, which the sums of products start from.
+  float term;
 };
 
 // Pointers are to the first row or column of the tile. Column data may be read up to `columns`, so
@@ -43,7 +52,7 @@ struct TileArgs {
   std::int64_t a_stride;  // bytes between rows
   const void* next;       // what to fetch meanwhile: as many bytes as `a` has; any address
   const std::int8_t* b;   // the panel, from the tile's first column and first quad on
-  std::int64_t quads;     // of K to sum: steps of 4 bytes of a column, whatever the weights
+  std::int64_t quads;     // of K to sum: steps of 4 bytes of a column; not of blocks
   void* out;
   std::int64_t out_stride;                 // bytes between rows
   float* partial;                          // [rows][kPanelColumns], used unless KPart::kWhole
@@ -65,6 +74,12 @@ struct TileArgs {
   std::int32_t out_zero;
   const TileKey* key;        // for kernels that are not generated
   const std::int32_t* sums;  // [rows][kPanelColumns], used if from_sums
+  // Of weights in blocks: b then is the first step of the first group.
+  const std::uint8_t* block_scales;  // of the first group, from the tile's first column on
+  std::int64_t groups, group_steps;  // how many, and steps in each
+  std::int64_t group_bytes;          // of the panel
+  const RowGroup* row_groups;        // of the first group, by rows; of AFormat::kS8Groups
+  std::int64_t row_groups_stride;    // bytes from group to group
 };
 
 // Leaves out the first rows: moves everything that goes by rows.
@@ -80,18 +95,19 @@ inline void SkipRows(TileArgs& args, std::int64_t rows) {
   skip(args.row_negative_zeros, 1);
   skip(args.row_scales, 1);
   skip(args.sums, kPanelColumns);
+  skip(args.row_groups, 1);
 }
 
 using TileFn = void (*)(const TileArgs*);
 
 // ---------------------------------------------------------------- rows of x
 
-// How a family wants x: unsigned bytes, or the same values as int16; or f32. int8 x is shifted by
-// +128.
-enum class AFormat : std::uint8_t { kU8, kS16, kF32 };
+// How a family wants x: unsigned bytes, or the same values as int16, int8 x being shifted by +128;
+// or f32; or float x quantized symmetrically by groups to signed bytes.
+enum class AFormat : std::uint8_t { kU8, kS16, kF32, kS8Groups };
 
 constexpr std::int64_t SizeOf(AFormat format) {
-  return format == AFormat::kU8 ? 1 : format == AFormat::kS16 ? 2 : 4;
+  return format == AFormat::kS16 ? 2 : format == AFormat::kF32 ? 4 : 1;
 }
 
 // The range of a row: min(x, 0), max(x, 0), and whether an element is NaN or Inf (any bit set; the
@@ -164,9 +180,10 @@ struct KernelFamily {
   std::unique_ptr<PanelSplitter> (*make_splitter)() = nullptr;
 };
 
-// Of int8 weights, and of float ones.
+// Of int8 weights; of float sums; of weights in blocks and a quantized x.
 const KernelFamily& FamilyOf(Isa isa);
 const KernelFamily& FloatFamilyOf(Isa isa);
+const KernelFamily& BlockFamilyOf(Isa isa);
 // The family of sums in int16; null where there is none.
 const KernelFamily* Acc16FamilyOf(Isa isa);
 

@@ -14,6 +14,8 @@ const KernelFamily kFamilies[] = {
     {Isa::kPortable, AFormat::kU8, 6, 2, PortableMaxColumns, PortableTile, PortableRows, nullptr},
     {Isa::kPortable, AFormat::kF32, 6, 0.5, PortableMaxColumns, PortableFloatTile, PortableRows,
      nullptr},
+    {Isa::kPortable, AFormat::kS8Groups, 6, 2, PortableMaxColumns, PortableBlockTile, PortableRows,
+     nullptr},
 #ifdef JAX_QGEMM_JIT
     {Isa::kAvx2, AFormat::kS16, 6, 28, Avx2MaxColumns, Avx2Tile, Avx2Rows, Avx2Peak},
     {Isa::kAvx512Bw, AFormat::kS16, 6, 32, Avx512BwMaxColumns, Avx512BwTile, Avx512BwRows,
@@ -37,25 +39,39 @@ const KernelFamily kFamilies[] = {
      Avx512FloatRows, Avx512FloatPeak},
     {Isa::kAmxInt8, AFormat::kF32, 6, 16, Avx512FloatMaxColumns, Avx512FloatTile, Avx512FloatRows,
      Avx512FloatPeak},
+    {Isa::kAvx2, AFormat::kS8Groups, 2, 16, Avx2BlockMaxColumns, Avx2BlockTile, Avx2Rows, nullptr},
+    {Isa::kAvx512Bw, AFormat::kS8Groups, 2, 24, Avx512BwBlockMaxColumns, Avx512BwBlockTile,
+     Avx512BwRows, nullptr},
+    {Isa::kAvxVnni, AFormat::kS8Groups, 2, 40, Avx2BlockMaxColumns, AvxVnniBlockTile, AvxVnniRows,
+     nullptr},
+    {Isa::kAvx512Vnni, AFormat::kS8Groups, 3, 48, Avx512BwBlockMaxColumns, Avx512VnniBlockTile,
+     Avx512VnniRows, nullptr},
+    {Isa::kAmxInt8, AFormat::kS8Groups, 3, 48, Avx512BwBlockMaxColumns, Avx512VnniBlockTile,
+     Avx512VnniRows, nullptr},
 #endif
 };
+
+const KernelFamily& FamilyOf(Isa isa, AFormat format) {
+  const KernelFamily* found = nullptr;
+  for (const KernelFamily& family : kFamilies) {
+    if (family.a_format != format) continue;
+    if (found == nullptr || family.isa == isa) found = &family;  // the portable one comes first
+  }
+  return *found;
+}
 
 }  // namespace
 
 const KernelFamily& FamilyOf(Isa isa) {
   for (const KernelFamily& family : kFamilies) {
-    const bool second = family.make_splitter != nullptr || family.a_format == AFormat::kF32;
-    if (family.isa == isa && !second) return family;
+    const bool bytes = family.a_format == AFormat::kU8 || family.a_format == AFormat::kS16;
+    if (family.isa == isa && bytes && family.make_splitter == nullptr) return family;
   }
   return kFamilies[0];
 }
 
-const KernelFamily& FloatFamilyOf(Isa isa) {
-  for (const KernelFamily& family : kFamilies) {
-    if (family.isa == isa && family.a_format == AFormat::kF32) return family;
-  }
-  return kFamilies[1];
-}
+const KernelFamily& FloatFamilyOf(Isa isa) { return FamilyOf(isa, AFormat::kF32); }
+const KernelFamily& BlockFamilyOf(Isa isa) { return FamilyOf(isa, AFormat::kS8Groups); }
 
 const KernelFamily* Acc16FamilyOf(Isa isa) {
   for (const KernelFamily& family : kFamilies) {

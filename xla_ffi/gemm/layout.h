@@ -8,6 +8,10 @@
 // but of float16, whose 16 columns are together for each k,
 //     p * 64 * K' + (k / s) * width(p) * s + (n % 64 / 16 * s + k % s) * 16 + n % 16.
 // Elements beyond K or N are zero.
+//
+// Weights in blocks have K in groups, the last one filled up with zeros. Within a panel a group has
+// the scales of all columns, their minima if there are such, then steps of 4 bytes of each column:
+// 4 elements of kU8; of kU4 8, of which byte i has element i in its low half and i + 4 in the high.
 #pragma once
 
 #include <algorithm>
@@ -22,7 +26,7 @@ inline constexpr std::int64_t kColumnUnit = 16;
 inline constexpr std::int64_t kQuad = 4;
 inline constexpr std::int64_t kStepBytes = 4;  // of a column
 
-constexpr std::int64_t ElementsOfStep(WType w) { return kStepBytes / SizeOf(w); }
+constexpr std::int64_t ElementsOfStep(WType w) { return w == WType::kU4 ? 8 : IsFloat(w) ? 2 : 4; }
 
 constexpr std::int64_t CeilDiv(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 constexpr std::int64_t RoundUp(std::int64_t a, std::int64_t b) { return CeilDiv(a, b) * b; }
@@ -43,14 +47,30 @@ constexpr bool IsGroup(std::int64_t group) {
   return group >= 0 && group <= kMaxGroup && group % kGroupUnit == 0;
 }
 
+// Blocks: kernels take four steps at a time.
+constexpr bool IsGroupOfBlocks(WType w, std::int64_t group) {
+  return group > 0 && group <= kMaxGroup && group % (4 * ElementsOfStep(w)) == 0;
+}
+
 struct PackedLayout {
   std::int64_t k, n;
   WType w = WType::kS8;
+  std::int64_t group = 0;  // of blocks
+  BlockForm blocks{};
 
-  constexpr std::int64_t Steps() const { return CeilDiv(k, ElementsOfStep(w)); }
+  constexpr std::int64_t Groups() const { return IsBlocks(w) ? CeilDiv(k, group) : 0; }
+  constexpr std::int64_t StepsOfGroup() const { return group / ElementsOfStep(w); }
+  constexpr std::int64_t Steps() const {
+    return IsBlocks(w) ? Groups() * StepsOfGroup() : CeilDiv(k, ElementsOfStep(w));
+  }
+  // Of a column.
+  constexpr std::int64_t GroupBytes() const { return blocks.Bytes() + StepsOfGroup() * kStepBytes; }
+  constexpr std::int64_t ColumnBytes() const {
+    return IsBlocks(w) ? Groups() * GroupBytes() : Steps() * kStepBytes;
+  }
   constexpr std::int64_t PaddedK() const { return Steps() * ElementsOfStep(w); }
   constexpr std::int64_t PaddedN() const { return RoundUp(n, kColumnUnit); }
-  constexpr std::int64_t Bytes() const { return Steps() * kStepBytes * PaddedN(); }
+  constexpr std::int64_t Bytes() const { return ColumnBytes() * PaddedN(); }
   constexpr std::int64_t Elements() const { return PaddedK() * PaddedN(); }
   constexpr std::int64_t Panels() const { return CeilDiv(n, kPanelColumns); }
   constexpr std::int64_t PanelWidth(std::int64_t panel) const {
@@ -58,9 +78,9 @@ struct PackedLayout {
   }
   // In bytes.
   constexpr std::int64_t PanelOffset(std::int64_t panel) const {
-    return panel * kPanelColumns * Steps() * kStepBytes;
+    return panel * kPanelColumns * ColumnBytes();
   }
-  // Of element (k, n), as above.
+  // Of element (k, n) that is not in a block, as above.
   constexpr std::int64_t ElementOffset(std::int64_t row, std::int64_t column) const {
     const std::int64_t s = ElementsOfStep(w), panel = column / kPanelColumns;
     const std::int64_t of_panel = column % kPanelColumns, of_step = row % s;

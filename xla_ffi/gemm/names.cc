@@ -87,6 +87,10 @@ const char* Name(WType w) {
       return "f16";
     case WType::kBf16:
       return "bf16";
+    case WType::kU4:
+      return "u4";
+    case WType::kU8:
+      return "u8";
     case WType::kS8:
       break;
   }
@@ -111,6 +115,12 @@ const char* Name(OutType out) {
   return "f32";
 }
 
+std::string Name(const BlockForm& form) {
+  const auto& [scale, minimum] = form;
+  const char* type = scale == ScaleType::kF32 ? "f32" : scale == ScaleType::kF16 ? "f16" : "bf16";
+  return type + std::string(minimum ? "_minimum" : "");
+}
+
 std::string Name(const Epilogue& epilogue) {
   // All members by name: a new one does not compile until it has its place below.
   const auto& [out, activation, x_zero, x_scale, w_zero, w_groups, bias, residual, per_column,
@@ -129,13 +139,14 @@ std::string Name(const Epilogue& epilogue) {
 }
 
 std::string Name(const TileKey& key) {
-  const auto& [rows, columns, panel_columns, part, streams, epilogue, from_sums, w] = key;
+  const auto& [rows, columns, panel_columns, part, streams, epilogue, from_sums, w, blocks] = key;
   std::string name = "tile_" + std::to_string(rows) + "x" + std::to_string(columns);
   if (panel_columns != kPanelColumns) name += "_panel" + std::to_string(panel_columns);
   name += Suffix(part);
   name += streams ? "_streams" : "";
   name += from_sums ? "_from_sums" : "";
   if (w != WType::kS8) name += std::string("_") + Name(w);
+  if (IsBlocks(w)) name += std::string("_") + Name(blocks);
   return name + "_" + Name(epilogue);
 }
 

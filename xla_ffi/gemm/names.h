@@ -11,6 +11,9 @@ const char* Name(XType x);
 const char* Name(WType w);
 const char* Name(OutType out);
 
+// As in f16_minimum.
+std::string Name(const BlockForm& form);
+
 // As in u8_relu_bias_xscale_row: what is there, apart from one scale for all of x.
 std::string Name(const Epilogue& epilogue);
 

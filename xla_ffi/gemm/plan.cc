@@ -22,12 +22,14 @@ constexpr std::size_t kMaxPlans = 4096;
 
 struct PlanKeyHash {
   std::size_t operator()(const PlanKey& key) const {
-    std::uint64_t hash = BitsOf(key.spec.epilogue) | std::uint64_t(key.spec.x) << 20 |
+    const GemmSpec& spec = key.spec;
+    std::uint64_t hash = BitsOf(spec.epilogue) | std::uint64_t(spec.x) << 21 |
                          std::uint64_t(key.isa) << 24 | std::uint64_t(key.acc16) << 28 |
-                         std::uint64_t(key.spec.w) << 29 | std::uint64_t(key.spec.keeps_x) << 31 |
-                         std::uint64_t(key.threads) << 32;
+                         std::uint64_t(spec.w) << 29 | std::uint64_t(key.threads) << 32;
+    const std::int64_t form = std::int64_t(spec.blocks.scale) << 2 | spec.blocks.minimum << 1 |
+                              std::int64_t(spec.keeps_x);
     for (const std::int64_t v : {key.shape.m, key.shape.n, key.shape.k,
-                                 key.shape.batch * 2 + key.shape.ragged, key.spec.group}) {
+                                 key.shape.batch * 2 + key.shape.ragged, spec.group << 4 | form}) {
       hash = (hash ^ std::uint64_t(v)) * 0x9e3779b97f4a7c15ULL;
       hash ^= hash >> 29;
     }
@@ -125,8 +127,9 @@ std::vector<TileStep> MakeSteps(const Plan& plan, int rows, int width) {
     const int columns = std::min(widest, width - column);
     for (const KPart part : PartsInUse(plan.is_parts ? 1 : plan.k_blocks)) {
       const bool from_sums = plan.key.acc16 || plan.parts != nullptr;
-      const TileKey key{rows,    columns,       width,     part,
-                        streams, plan.epilogue, from_sums, plan.key.spec.w};
+      const TileKey key{rows,      columns,         width,
+                        part,      streams,         plan.epilogue,
+                        from_sums, plan.key.spec.w, plan.key.spec.blocks};
       step.keys[int(part)] = key;
       step.kernels[int(part)] = plan.family->tile(key);
     }
@@ -205,24 +208,27 @@ int RaggedThreads(const Plan& plan) {
 std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
   auto plan = std::make_shared<Plan>();
   plan->key = key;
-  const bool floats = key.spec.FloatSums();
+  const bool floats = key.spec.FloatSums(), blocks = IsBlocks(key.spec.w);
   plan->family = key.acc16 ? Acc16FamilyOf(key.isa)
                  : floats  ? &FloatFamilyOf(key.isa)
+                 : blocks  ? &BlockFamilyOf(key.isa)
                            : &FamilyOf(key.isa);
-  plan->layout = {key.shape.k, key.shape.n, key.spec.w};
+  plan->layout = {key.shape.k, key.shape.n, key.spec.w, blocks ? key.spec.group : 0,
+                  key.spec.blocks};
   Epilogue& epilogue = plan->epilogue;
   epilogue = key.spec.epilogue;
-  epilogue.float_sums = floats;
+  epilogue.float_sums = floats || blocks;
   if (IsFloat(key.spec.x)) {
-    if (!floats) epilogue.x_scale = epilogue.x_zero = Granularity::kRow;
+    if (!epilogue.float_sums) epilogue.x_scale = epilogue.x_zero = Granularity::kRow;
     plan->row_kernels = plan->family->rows(key.spec.x);
   }
   if (epilogue.x_zero == Granularity::kNone && ZeroShift(key.spec.x) != 0) {
     epilogue.x_zero = Granularity::kTensor;
   }
-  // An int32 result wraps, so it needs no blocks; float sums need those of scales.
-  const bool blocked = epilogue.out != OutType::kS32 && (!floats || key.spec.group > 0);
-  epilogue.w_groups = key.spec.group > 0;
+  // An int32 result wraps, so it needs no blocks; float sums need those of scales. Kernels of
+  // weights in blocks know them.
+  const bool blocked = epilogue.out != OutType::kS32 && (!floats || key.spec.group > 0) && !blocks;
+  epilogue.w_groups = key.spec.group > 0 && !blocks;
   plan->k_blocks = blocked ? KBlocks(key.shape.k, epilogue.w_zero, key.spec.group) : 1;
   plan->k_block =
       plan->k_blocks > 1 ? KBlock(epilogue.w_zero, key.spec.group) : plan->layout.PaddedK();

@@ -32,7 +32,8 @@ void PreparedRows::Prepare(const Plan& plan, const GemmOperands& operands, std::
   const std::int64_t size = SizeOf(format);
   const std::int64_t x_size = SizeOf(x_type);
   const bool widened = format == AFormat::kF32;
-  const bool dynamic = IsFloat(x_type) && !widened;
+  const bool grouped = format == AFormat::kS8Groups;
+  const bool dynamic = IsFloat(x_type) && !widened && !grouped;
   const std::int32_t shift = ZeroShift(x_type);
 
   count_ = count;
@@ -46,11 +47,18 @@ void PreparedRows::Prepare(const Plan& plan, const GemmOperands& operands, std::
                              ? zero_memory_.Reserve<std::int32_t>(std::size_t(count))
                              : nullptr;
 
+  groups_ = nullptr;
+  if (grouped) {
+    groups_ = group_memory_.Reserve<RowGroup>(std::size_t(count * plan.layout.Groups()));
+  }
+
   for (std::int64_t row = 0; !plan.in_place && row < count; ++row) {
     const std::uint8_t* x = rows + row * k * x_size;
     std::uint8_t* a = copies + row * a_stride_;
     if (widened) {
       plan.row_kernels.to_f32(x, k, reinterpret_cast<float*>(a));
+    } else if (grouped) {
+      QuantizeGroups(plan, x, row, a);
     } else if (dynamic) {
       const RowParams params =
           QuantizeRow(plan.row_kernels, RowScheme::kAsymmetric, format, x, k, a);
@@ -82,7 +90,7 @@ void PreparedRows::Prepare(const Plan& plan, const GemmOperands& operands, std::
   }
   negative_zeros_ = negative_zeros;
   sums_ = nullptr;
-  if (epilogue.w_zero && !widened) {
+  if (epilogue.w_zero && !epilogue.float_sums) {
     auto* sums = sum_memory_.Reserve<std::int32_t>(std::size_t(count * plan.k_blocks));
     for (std::int64_t block = 0; block < plan.k_blocks; ++block) {
       const std::int64_t first = block * plan.k_block;
@@ -94,6 +102,28 @@ void PreparedRows::Prepare(const Plan& plan, const GemmOperands& operands, std::
       }
     }
     sums_ = sums;
+  }
+}
+
+void PreparedRows::QuantizeGroups(const Plan& plan, const std::uint8_t* x, std::int64_t row,
+                                  std::uint8_t* a) {
+  const PackedLayout& layout = plan.layout;
+  const std::int64_t k = layout.k, group = layout.group;
+  for (std::int64_t first = 0; first < k; first += group) {
+    const std::int64_t length = std::min(group, k - first);
+    const float scale = QuantizeRow(plan.row_kernels, RowScheme::kSymmetric, AFormat::kU8,
+                                    x + first * SizeOf(plan.key.spec.x), length, a + first)
+                            .scale;
+    std::int32_t sum = 0;
+    for (std::int64_t i = first; i < first + length; ++i) sum += std::int8_t(a[i]);
+    RowGroup& to = groups_[first / group * count_ + row];
+    to.scale = scale;
+    if (layout.blocks.minimum) {
+      to.term = scale * float(sum);
+    } else {
+      const std::int32_t start = -Offset(layout.w) * sum;
+      std::memcpy(&to.term, &start, sizeof start);
+    }
   }
 }
 

@@ -24,15 +24,22 @@ class PreparedRows {
   const std::int32_t* sums(std::int64_t k_block, std::int64_t row) const {
     return sums_ ? sums_ + k_block * count_ + row : nullptr;
   }
+  // Of the first group of K; AFormat::kS8Groups.
+  const RowGroup* groups(std::int64_t row) const { return groups_ ? groups_ + row : nullptr; }
+  std::int64_t groups_stride() const { return count_ * std::int64_t(sizeof(RowGroup)); }
 
  private:
+  // Row `row` of the block, quantized by groups.
+  void QuantizeGroups(const Plan& plan, const std::uint8_t* x, std::int64_t row, std::uint8_t* a);
+
   const std::uint8_t* a_ = nullptr;
   std::int64_t a_stride_ = 0;
   std::int64_t count_ = 0;
   const float* scales_ = nullptr;
   const std::int32_t* negative_zeros_ = nullptr;
   const std::int32_t* sums_ = nullptr;
-  Scratch a_memory_, scale_memory_, zero_memory_, sum_memory_;
+  RowGroup* groups_ = nullptr;
+  Scratch a_memory_, scale_memory_, zero_memory_, sum_memory_, group_memory_;
 };
 
 }  // namespace qgemm

@@ -8,6 +8,13 @@
 //   sum[m,n] = sum_k x[m,k] * f32(w[k,n] - w_zero[n])    f32, k ascending, product and sum fused:
 //              the same bits in every tile of every ISA, so a row has the same result in any batch
 //   y[m,n]   = activation(sum * w_scale[n] + bias[n] + residual[m,n])    no scale of float weights
+// With weights in blocks, groups g of K that bring a scale d and a minimum c (where they have none,
+// c = -offset * d, offset 8 or 128): w[k,n] = d[g,n] * q[k,n] + c[g,n]. Either x stays float and w
+// is that, as one rounding has it, in float sums; or x is quantized, each row's part in a group
+// symmetrically with a scale s[m,g], and, fused again,
+//   y[m,n]   = sum_g d[g,n] * (s * (sum_k xq[m,k] * (q[k,n] - offset)))                  g
+//   ascending
+//            or sum_g d[g,n] * (s * sum_k xq[m,k] * q[k,n]) + c[g,n] * (s * sum_k xq[m,k])
 #pragma once
 
 #include <cstdint>
@@ -59,12 +66,30 @@ constexpr std::int64_t SizeOf(OutType out) {
 
 constexpr bool IsQuantized(OutType out) { return out == OutType::kU8 || out == OutType::kS8; }
 
-// How the weights are stored.
-enum class WType : std::uint8_t { kS8, kF16, kBf16 };
+// How the weights are stored; the last two in blocks.
+enum class WType : std::uint8_t { kS8, kF16, kBf16, kU4, kU8 };
 
-constexpr std::int64_t SizeOf(WType w) { return w == WType::kS8 ? 1 : 2; }
+constexpr bool IsFloat(WType w) { return w == WType::kF16 || w == WType::kBf16; }
+constexpr bool IsBlocks(WType w) { return w == WType::kU4 || w == WType::kU8; }
 
-constexpr bool IsFloat(WType w) { return w != WType::kS8; }
+// Of blocks without a minimum: what stands for a weight of 0.
+constexpr int Offset(WType w) { return w == WType::kU4 ? 8 : 128; }
+
+// How a block stores what its group shares.
+enum class ScaleType : std::uint8_t { kF32, kBf16, kF16 };
+
+struct BlockForm {
+  ScaleType scale = ScaleType::kF32;
+  bool minimum = false;  // of the same type
+
+  constexpr std::int64_t ScaleBytes() const { return scale == ScaleType::kF32 ? 4 : 2; }
+  // Of a column.
+  constexpr std::int64_t Bytes() const { return ScaleBytes() * (minimum ? 2 : 1); }
+
+  friend bool operator==(const BlockForm& a, const BlockForm& b) {
+    return a.scale == b.scale && a.minimum == b.minimum;
+  }
+};
 
 // What is added to the output before the activation.
 enum class ResidualType : std::uint8_t { kNone, kF32, kBf16, kF16 };
@@ -86,7 +111,7 @@ enum class Granularity : std::uint8_t { kNone, kTensor, kRow };
 // Scale order: one scale per tensor: f32(acc) * (x_scale * w_scale[n]);
 //              one per row:          (f32(acc) * w_scale[n]) * x_scale[m];
 //              w in groups of K:     (sum_g f32(acc[g]) * w_scale[g,n]) * x_scale, g ascending;
-//              float sums have no x_scale.
+//              float sums, and those of blocks, have no x_scale.
 struct Epilogue {
   OutType out = OutType::kF32;
   Activation activation = Activation::kNone;
@@ -97,7 +122,7 @@ struct Epilogue {
   bool bias = false;
   ResidualType residual = ResidualType::kNone;
   bool out_scale_per_column = false;
-  bool float_sums = false;
+  bool float_sums = false;  // of blocks, too
 
   friend bool operator==(const Epilogue& a, const Epilogue& b) {
     return a.out == b.out && a.activation == b.activation && a.x_zero == b.x_zero &&
@@ -117,17 +142,18 @@ constexpr std::uint64_t BitsOf(const Epilogue& e) {
 }
 
 struct GemmSpec {
-  XType x = XType::kF32;  // with float weights: float, too
+  XType x = XType::kF32;  // with weights of floats or in blocks: float, too
   WType w = WType::kS8;
   Epilogue epilogue;
   std::int64_t group = 0;  // elements of K that share a scale of w; 0: all of them
-  bool keeps_x = false;    // a float x stays float for int8 weights, too
+  bool keeps_x = false;    // a float x stays float for weights of integers, too
+  BlockForm blocks;        // of weights in blocks, which have a group and a float x
 
   constexpr bool FloatSums() const { return IsFloat(w) || keeps_x; }
 
   friend bool operator==(const GemmSpec& a, const GemmSpec& b) {
     return a.x == b.x && a.w == b.w && a.epilogue == b.epilogue && a.group == b.group &&
-           a.keeps_x == b.keeps_x;
+           a.keeps_x == b.keeps_x && a.blocks == b.blocks;
   }
 };
 
@@ -153,8 +179,8 @@ struct BatchStrides {
 struct GemmOperands {
   const void* x = nullptr;                    // [m, k]
   const std::int8_t* w = nullptr;             // packed, see layout.h
-  const float* w_scale = nullptr;             // [n], or [KBlocks, n] of groups; of int8 weights
-  const std::int32_t* column_sums = nullptr;  // [KBlocks, n], of int8 weights
+  const float* w_scale = nullptr;             // [n], or [KBlocks, n] of groups; of kS8 weights
+  const std::int32_t* column_sums = nullptr;  // [KBlocks, n], of kS8 weights
   const std::int32_t* w_zero = nullptr;       // as w_scale
   const float* x_scale = nullptr;             // [1] or [m]
   const std::int32_t* x_zero = nullptr;       // [1] or [m]

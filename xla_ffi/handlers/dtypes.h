@@ -52,6 +52,15 @@ inline std::optional<WType> WTypeOf(std::string_view name) {
   if (name == "int8") return WType::kS8;
   if (name == "float16") return WType::kF16;
   if (name == "bfloat16") return WType::kBf16;
+  if (name == "int4") return WType::kU4;
+  if (name == "int8_blocks") return WType::kU8;
+  return {};
+}
+
+inline std::optional<ScaleType> ScaleTypeOf(std::string_view name) {
+  if (name == "float32") return ScaleType::kF32;
+  if (name == "bfloat16") return ScaleType::kBf16;
+  if (name == "float16") return ScaleType::kF16;
   return {};
 }
 

@@ -1,9 +1,10 @@
 // jax_qgemm.gemm.v1: out = epilogue(x · w) for a packed weight; the mathematics is in gemm/spec.h.
 //
-// operands: x [M,K] u8, s8, f32, bf16 or f16; data [packed], s8 or, weights "float16" and
-// "bfloat16",
-//   their bits u16, which takes a float x; of s8, w_scale f32 [N] and column_sums s32 [blocks,N];
-//   with a group, w_scale and w_zero_point are [groups,N];
+// operands: x [M,K] u8, s8, f32, bf16 or f16; data [packed], s8; of weights that take a float x
+// u16,
+//   the bits of "float16" and "bfloat16", or u8, "int4" and "int8_blocks" with a group and scales;
+//   of s8, w_scale f32 [N] and column_sums s32 [blocks,N]; with a group, w_scale and w_zero_point
+//   are [groups,N];
 //   then those in use: x_scale f32 [] or [M]; x_zero_point s32 [] or [M]; w_zero_point s32 [N];
 //   bias f32 [N]; residual f32, bf16 or f16 [M,N]; out_scale f32 [] or [N]; out_zero_point s32 [].
 // result: out [M,N] f32, bf16, f16, u8, s8, or s32 (the sums themselves).
@@ -47,7 +48,8 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer da
                 ffi::RemainingArgs rest, ffi::Result<ffi::AnyBuffer> out, std::string_view weights,
                 bool dynamic, std::string_view x_scale, std::string_view x_zero_point,
                 bool has_w_zero_point, bool has_bias, bool has_residual, std::int64_t group,
-                bool batched, bool ragged, std::string_view activation, bool out_scale_per_column) {
+                std::string_view block_scale, bool block_minimum, bool batched, bool ragged,
+                std::string_view activation, bool out_scale_per_column) {
   Checker check(kTarget);
   PlanKey key;
   Epilogue& epilogue = key.spec.epilogue;
@@ -73,12 +75,22 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer da
   if (!check.ok()) return check.error();
 
   const bool raw = *out_type == OutType::kS32, float_w = IsFloat(*w_type);
+  const bool in_blocks = IsBlocks(*w_type), scaled = *w_type == WType::kS8;
   const bool keeps_x = IsFloat(*x_type) && !dynamic;
-  check.Require(data.element_type() == (float_w ? ffi::U16 : ffi::S8), "data is of another dtype");
+  const auto block_type = ScaleTypeOf(block_scale);
+  check.Require(data.element_type() == (float_w     ? ffi::U16
+                                        : in_blocks ? ffi::U8
+                                                    : ffi::S8),
+                "data is of another dtype");
+  check.Require(block_type.has_value() == in_blocks && (in_blocks || !block_minimum),
+                "block_scale and block_minimum go with weights in blocks, got '", block_scale, "'");
+  check.Require(
+      !in_blocks || (IsFloat(*x_type) && !has_w_zero_point && IsGroupOfBlocks(*w_type, group)),
+      "weights in blocks take a float x, groups of whole steps and no zero points");
   check.Require(!float_w || (IsFloat(*x_type) && !has_w_zero_point && group == 0),
                 "float weights take a float x and have no zero points or groups");
   check.Require(!dynamic || (IsFloat(*x_type) && !float_w),
-                "dynamic quantization goes with float x and int8 weights, and only with them");
+                "dynamic quantization goes with float x and weights of integers");
   check.Require((*scale_form == Granularity::kNone) == (dynamic || raw || keeps_x),
                 "x_scale goes with integer x and a result that is not int32");
   check.Require(!keeps_x || (*zero_form == Granularity::kNone && !raw),
@@ -88,6 +100,7 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer da
   check.Require(!raw || (!dynamic && !has_bias && !has_residual && *act == Activation::kNone),
                 "an int32 result takes integer x and no bias, residual or activation");
   check.Require(!raw || group == 0, "an int32 result takes no groups");
+  if (!check.ok()) return check.error();
 
   const std::int64_t m = x.dimensions()[rank - 2], k = x.dimensions()[rank - 1];
   const std::int64_t n = out->dimensions().back();
@@ -99,6 +112,7 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer da
   key.spec.w = *w_type;
   key.spec.keeps_x = keeps_x && !float_w;
   key.spec.group = group;
+  if (block_type) key.spec.blocks = {*block_type, block_minimum};
   epilogue.out = *out_type;
   epilogue.activation = *act;
   epilogue.w_zero = has_w_zero_point;
@@ -116,8 +130,9 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer da
   }
   strides.out = ragged ? 0 : m * n * SizeOf(*out_type);
   strides.x = check.BatchedShape("x", x, batch, {m, k}) * SizeOf(*x_type);
-  const PackedLayout layout{k, n, *w_type};
-  strides.w = check.BatchedShape("data", data, stack, {layout.Elements()}) * SizeOf(*w_type);
+  const PackedLayout layout{k, n, *w_type, in_blocks ? group : 0, key.spec.blocks};
+  const std::int64_t element = float_w ? 2 : 1;
+  strides.w = check.BatchedShape("data", data, stack, {layout.Bytes() / element}) * element;
   o.x = x.untyped_data();
   o.w = static_cast<const std::int8_t*>(data.untyped_data());
   o.out = out->untyped_data();
@@ -137,7 +152,7 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer da
   };
   using F32 = std::integral_constant<ffi::DataType, ffi::F32>;
   using S32 = std::integral_constant<ffi::DataType, ffi::S32>;
-  if (!float_w) {
+  if (scaled) {
     next_of_columns("w_scale", F32{}, o.w_scale, strides.w_scale);
     optional.NextBatched<ffi::S32>("column_sums", stack, {blocks, n}, o.column_sums,
                                    strides.column_sums);
@@ -194,6 +209,8 @@ XLA_FFI_Error* GemmV1(XLA_FFI_CallFrame* call_frame) {
                                     .Attr<bool>("has_bias")
                                     .Attr<bool>("has_residual")
                                     .Attr<std::int64_t>("group")
+                                    .Attr<std::string_view>("block_scale")
+                                    .Attr<bool>("block_minimum")
                                     .Attr<bool>("batched")
                                     .Attr<bool>("ragged")
                                     .Attr<std::string_view>("activation")

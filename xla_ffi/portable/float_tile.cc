@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "gemm/layout.h"
+#include "portable/block.h"
 #include "portable/epilogue.h"
 #include "portable/half.h"
 #include "portable/portable.h"
@@ -62,9 +63,29 @@ void RunTile(const TileArgs* args) {
   }
 }
 
+void RunBlocks(const TileArgs* args) {
+  const TileKey& key = *args->key;
+  const std::int64_t elements = ElementsOfStep(key.w) * args->group_steps;
+  for (int j = 0; j < key.columns; ++j) {
+    float sums[kMostTileRows] = {};
+    for (std::int64_t g = 0; g < args->groups; ++g) {
+      const BlockOfColumn block(*args, g, j);
+      for (std::int64_t k = 0; k < elements; ++k) {
+        const float w = std::fma(float(block.At(k)), block.Scale(), block.Minimum());
+        for (int row = 0; row < key.rows; ++row) {
+          const auto* a = static_cast<const std::uint8_t*>(args->a) + row * args->a_stride;
+          sums[row] = std::fma(Load<float>(a, g * elements + k), w, sums[row]);
+        }
+      }
+    }
+    for (int row = 0; row < key.rows; ++row) Finish(*args, row, j, sums[row]);
+  }
+}
+
 }  // namespace
 
 TileFn PortableFloatTile(const TileKey& key) {
+  if (IsBlocks(key.w)) return RunBlocks;
   return key.w == WType::kF16    ? RunTile<F16, WType::kF16>
          : key.w == WType::kBf16 ? RunTile<Bf16, WType::kBf16>
                                  : RunTile<std::int8_t, WType::kS8>;

@@ -9,5 +9,6 @@ int PortableMaxColumns(int rows);
 TileFn PortableTile(const TileKey& key);
 RowKernels PortableRows(XType x);
 TileFn PortableFloatTile(const TileKey& key);
+TileFn PortableBlockTile(const TileKey& key);
 
 }  // namespace qgemm
