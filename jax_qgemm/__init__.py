@@ -5,12 +5,15 @@ from jax_qgemm.config import config as config
 from jax_qgemm.kernels import KernelCacheInfo as KernelCacheInfo
 from jax_qgemm.kernels import dump_kernels as dump_kernels
 from jax_qgemm.kernels import kernel_cache_info as kernel_cache_info
+from jax_qgemm.kv_cache import KVCache as KVCache
+from jax_qgemm.kv_cache import attention as attention
 from jax_qgemm.linear import dot as dot
 from jax_qgemm.linear import quantized_linear as quantized_linear
 from jax_qgemm.linear import ragged_dot as ragged_dot
 from jax_qgemm.native import cpu_info as cpu_info
 from jax_qgemm.outliers import outlier_density as outlier_density
 from jax_qgemm.packing import pack as pack
+from jax_qgemm.packing import pack_blocks as pack_blocks
 from jax_qgemm.packing import pack_weight as pack_weight
 from jax_qgemm.packing import unpack as unpack
 from jax_qgemm.quantization import dequantize as dequantize

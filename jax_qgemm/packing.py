@@ -101,6 +101,58 @@ def pack_weight(kernel, qtype="int8", *, symmetric=None, clamp=False) -> PackedW
     return dataclasses.replace(w, weight_only=weight_only)
 
 
+def pack_blocks(
+    q, scale, minimum=None, *, qtype="int4", group_size=32, weight_only=False
+) -> PackedWeight:
+    """Pack a (K, N) weight that is in blocks already, `scale[k // group_size] * q + minimum[...]`,
+    as it is: what `jax_qgemm.formats` reads other libraries' files with.
+
+    Args:
+      q: uint8 (K, N), below 16 for "int4".
+      scale: float32, bfloat16 or float16 (⌈K / group_size⌉, N); it is stored in that dtype.
+      minimum: of the same dtype and shape; None: `-offset * scale`, offset 8 for "int4" and 128
+        for "int8_blocks".
+      qtype: "int4" or "int8_blocks".
+      group_size: a multiple of 32 for "int4", of 16 for "int8_blocks".
+      weight_only: activations stay floats.
+
+    Raises:
+      TypeError: arrays of other dtypes.
+      ValueError: shapes that do not fit, values of q that do not (checked where they are known at
+        trace time), unknown qtype or group_size.
+    """
+    name = "pack_blocks"
+    qtype = errors.qtype_name(name, "qtype", qtype, tuple(blocks.BITS))
+    group = errors.group_size(name, "group_size", group_size, blocks.group_unit(qtype))
+    if group is None:
+        raise ValueError(f"{name}: group_size must be an integer, got None")
+    values = compat.concrete(q)
+    q = errors.as_array(name, "q", q)
+    if q.dtype != jnp.uint8:
+        raise TypeError(f"{name}: q must be uint8, got {describe(q)}")
+    if q.ndim != 2:
+        raise ValueError(f"{name}: q must have 2 dimensions (K, N), got {describe(q)}")
+    scale = errors.float_array(name, "scale", scale)
+    form = blocks.Blocks(blocks.BITS[qtype], group, scale.dtype.name, minimum is not None)
+    if minimum is not None:
+        minimum = errors.float_array(name, "minimum", minimum)
+        if minimum.dtype != scale.dtype:
+            raise TypeError(
+                f"{name}: minimum must be of the dtype of scale, {scale.dtype}, got "
+                f"{describe(minimum)}"
+            )
+    expected = form.groups(q.shape[0]), q.shape[1]
+    for part_name, part in (("scale", scale), ("minimum", minimum)):
+        if part is not None and part.shape != expected:
+            raise ValueError(
+                f"{name}: {part_name} has shape {part.shape}, expected {expected}: one for each "
+                f"group of {group} rows and column of q, {describe(q)}"
+            )
+    if values is not None and values.size and values.max() > form.most:
+        raise ValueError(f"{name}: q must be at most {form.most} for {qtype}, got {values.max()}")
+    return _packed_blocks(q, scale, minimum, qtype, form, bool(weight_only))
+
+
 def _pack_float(kernel, qtype: str, clamp: bool) -> PackedWeight:
     values = compat.concrete(kernel)
     most = float(jnp.finfo(reference.FLOAT_WEIGHTS[qtype]).max)
@@ -139,15 +191,18 @@ def _pack_blocks(kernel, qtype: str, form: blocks.Blocks, weight_only: bool) -> 
                 f"pack_weight: values of kernel, from {low:g} to {high:g}, need scales beyond "
                 f'{form.scale_dtype}; choose others, as in "{qtype}:{form.group}:float32"'
             )
-    data = _pack_parts(*parts, form)
+    return _packed_blocks(*parts, qtype, form, weight_only)
+
+
+def _packed_blocks(q, scale, minimum, qtype: str, form: blocks.Blocks, weight_only: bool):
     return PackedWeight(
-        data,
-        None,
-        None,
-        None,
-        kernel.shape,
-        qtype,
-        True,
+        _pack_parts(q, scale, minimum, form),
+        scale=None,
+        zero_point=None,
+        column_sums=None,
+        matrix_shape=q.shape,
+        qtype=qtype,
+        channelwise=True,
         group_size=form.group,
         weight_only=weight_only,
         scale_dtype=form.scale_dtype,

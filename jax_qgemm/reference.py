@@ -8,8 +8,10 @@ XLA from replacing two roundings by one; but it flushes subnormals, which the ke
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -368,3 +370,66 @@ def _quantized_product(x, data, w_scale, x_scale, x_zero_point, w_zero_point, sp
     else:
         y = y * (x_scale * w_scale)
     return y
+
+
+# Attention over a quantized cache: (key, key_scale, value, value_scale), s8 [B,G,L*D] and f32
+# [B,G,L]; keys are the packed matrix [D,L] of each head, values the packed matrix [L,D]
+
+
+def _offsets(rows: int, row, column, columns: int):
+    """Where element (row, column) of a packed s8 [rows,columns] lies: layout.h, whole steps."""
+    panel = column // PANEL
+    width = jnp.minimum(PANEL, columns - panel * PANEL)
+    return panel * PANEL * rows + (row // 4 * width + column % PANEL) * 4 + row % 4
+
+
+def update_kv_cache(key, value, position, cache):
+    """The cache with key and value [B,T,G,D], quantized symmetrically, from `position` on; what
+    lies outside it is left out."""
+    batch, tokens, heads, dim = key.shape
+    length = cache[1].shape[2]
+    at = jnp.broadcast_to(position, (batch,))[:, None] + jnp.arange(tokens)
+    at = jnp.where(at < 0, length, at)[..., None, None]  # out of range: dropped
+    b, _, h, d = jnp.ogrid[:batch, :tokens, :heads, :dim]
+    updated = []
+    for x, offsets, data, scales in (
+        (key, _offsets(dim, d, at, length), *cache[:2]),
+        (value, _offsets(length, at, d, dim), *cache[2:]),
+    ):
+        x = x.astype(jnp.float32)
+        scale, inverse = symmetric_params(x, (3,), 127)
+        q = quantize_affine(x * inverse, None, "int8")
+        offsets = jnp.where(at < length, offsets, length * dim)
+        updated.append(data.at[b, h, offsets].set(q, mode="drop"))
+        updated.append(scales.at[b[..., 0], h[..., 0], at[..., 0]].set(scale[..., 0], mode="drop"))
+    return updated
+
+
+def attention(query, cache, position, mask=None, *, scale: float, causal: bool):
+    """softmax(scale · query · keyᵀ) · value of each head over the positions that a query sees:
+    position + t + 1 of them, or position + T, less those where mask [B,L] is False; 0 where there
+    are none. float32 [B,T,H,D] → query's dtype."""
+    key, key_scale, value, value_scale = cache
+    batch, tokens, heads, dim = query.shape
+    groups, length = key_scale.shape[1:]
+    of_heads = functools.partial(jax.vmap, in_axes=(0, None, None))
+    keys = of_heads(of_heads(unpack))(key, dim, length).astype(jnp.float32)
+    values = of_heads(of_heads(unpack))(value, length, dim).astype(jnp.float32)
+    q = query.astype(jnp.float32).reshape(batch, tokens, groups, heads // max(groups, 1), dim)
+    scores = jnp.einsum("btghd,bgdl->btghl", q * np.float32(scale), keys, precision="highest")
+    scores = scores * key_scale[:, None, :, None]
+    seen = jnp.broadcast_to(position, (batch,))[:, None] + (
+        jnp.arange(1, tokens + 1) if causal else jnp.full(tokens, tokens)
+    )
+    visible = jnp.arange(length) < seen[..., None]
+    if mask is not None:
+        visible &= mask[:, None]
+    visible = visible[:, :, None, None]
+    scores = jnp.where(visible, scores, -np.inf)
+    most = jnp.max(scores, axis=-1, keepdims=True, initial=-np.inf)
+    weights = jnp.where(visible, jnp.exp(scores - jnp.where(most == -np.inf, 0, most)), 0)
+    total = weights.sum(-1, keepdims=True)
+    weights = jnp.where(visible, weights * value_scale[:, None, :, None], 0)
+    mixed = jnp.einsum("btghl,bgld->btghd", weights, values, precision="highest")
+    out = jnp.where(total == 0, 0, mixed / jnp.where(total == 0, 1, total))
+    return out.reshape(query.shape).astype(query.dtype)

@@ -154,7 +154,8 @@ def test_groups(small):
         jq.pack_weight(X, "int8:x")
     with refuses(
         ValueError,
-        "pack_weight: qtype must be 'int8', 'uint8', 'float16' or 'bfloat16', got 'int3'",
+        "pack_weight: qtype must be 'int8', 'uint8', 'float16', 'bfloat16', 'int4' or "
+        "'int8_blocks', got 'int3'",
     ):
         jq.pack_weight(X, "int3:32")
     q = jq.quantize(X, "int8", group_size=32)
@@ -195,7 +196,7 @@ def test_preferred_element_type(wrong, small):
         jq.dot(X, small, preferred_element_type=wrong)
 
 
-@pytest.mark.parametrize("wrong", ["int4", "int16", jnp.float32, None, 8, ["int8"]])
+@pytest.mark.parametrize("wrong", ["int2", "int16", jnp.float32, None, 8, ["int8"]])
 def test_qtype(wrong, small, xq):
     if wrong is None:
         with refuses(ValueError, "quantize: qtype must be 'int8' or 'uint8', got None"):
@@ -203,7 +204,9 @@ def test_qtype(wrong, small, xq):
     with refuses(ValueError, "quantize: qtype must be 'int8' or 'uint8', got "):
         jq.quantize(X, wrong)
     with refuses(
-        ValueError, "pack_weight: qtype must be 'int8', 'uint8', 'float16' or 'bfloat16', got "
+        ValueError,
+        "pack_weight: qtype must be 'int8', 'uint8', 'float16', 'bfloat16', 'int4' or "
+        "'int8_blocks', got ",
     ):
         jq.pack_weight(X, wrong)
     if wrong is not None:

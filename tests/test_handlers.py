@@ -32,6 +32,8 @@ ATTRIBUTES = {
     "has_bias": False,
     "has_residual": False,
     "group": np.int64(0),
+    "block_scale": "none",
+    "block_minimum": False,
     "activation": "none",
     "batched": False,
     "ragged": False,
@@ -134,6 +136,132 @@ def test_gemm_of_float_weights_refuses(reason, arguments):
         return jax.block_until_ready(call(x, data, *more, **(ATTRIBUTES | attributes)))
 
     assert np.array_equal(call(), np.zeros((M, N)))
+    with pytest.raises(jax.errors.JaxRuntimeError, match=reason):
+        call(**arguments)
+
+
+BLOCK_K, BLOCK_BYTES = 32, N * (2 + 16)  # a group of 4 bits, with scales of float16
+
+
+@pytest.mark.parametrize(
+    "reason,arguments",
+    [
+        ("data has shape", {"data": zeros((BLOCK_BYTES - 1,), U8)}),
+        ("data is of another dtype", {"data": zeros((BLOCK_BYTES,), S8)}),
+        ("data has shape", {"attributes": {"block_minimum": True}}),
+        ("data has shape", {"attributes": {"block_scale": "float32"}}),
+        ("block_scale and block_minimum go with", {"attributes": {"block_scale": "float64"}}),
+        ("block_scale and block_minimum go with", {"attributes": {"block_scale": "none"}}),
+        ("take a float x, groups of whole steps", {"attributes": {"group": np.int64(16)}}),
+        ("take a float x, groups of whole steps", {"attributes": {"group": np.int64(0)}}),
+        ("unsupported group", {"attributes": {"group": np.int64(-32)}}),
+        ("take a float x, groups of whole steps", {"x": zeros((M, BLOCK_K), U8)}),
+        ("groups of whole steps and no zero", {"attributes": {"has_w_zero_point": True}}),
+        ("int32 result", {"out": ((M, N), S32)}),
+        ("unsupported weights", {"attributes": {"weights": "int2"}}),
+        ("optional operands, used 0", {"more": [zeros((N,), F32)]}),
+    ],
+)
+def test_gemm_of_blocks_refuses(reason, arguments):
+    def call(x=None, data=None, out=((M, N), F32), attributes=(), more=()):
+        x = zeros((M, BLOCK_K), F32) if x is None else x
+        data = zeros((BLOCK_BYTES,), U8) if data is None else data
+        blocks = {"weights": "int4", "group": np.int64(32), "block_scale": "float16"}
+        call = jax.ffi.ffi_call("jax_qgemm.gemm.v1", jax.ShapeDtypeStruct(*out))
+        attributes = ATTRIBUTES | blocks | dict(attributes)
+        return jax.block_until_ready(call(x, data, *more, **attributes))
+
+    assert np.array_equal(call(), np.zeros((M, N)))
+    with pytest.raises(jax.errors.JaxRuntimeError, match=reason):
+        call(**arguments)
+
+
+def test_blocks_need_their_weights():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="block_scale and block_minimum go with"):
+        gemm(attributes={"block_minimum": True})
+
+
+B, T, G, H, D, LENGTH = 2, 3, 2, 4, 16, 64
+CACHE = {
+    "key": zeros((B, G, LENGTH * D), S8),
+    "key_scale": zeros((B, G, LENGTH), F32),
+    "value": zeros((B, G, LENGTH * D), S8),
+    "value_scale": zeros((B, G, LENGTH), F32),
+}
+QUERY = {"query": zeros((B, T, H, D), F32)} | CACHE | {"position": zeros((), S32)}
+
+
+@pytest.mark.parametrize(
+    "reason,arguments",
+    [
+        ("must be float32, bfloat16 or float16", {"query": zeros((B, T, H, D), S32)}),
+        ("query has rank 3", {"query": zeros((B, T, H), F32)}),
+        ("no cache of 2 heads and 64 positions for 3 heads", {"query": zeros((B, T, 3, D), F32)}),
+        ("no cache of 2 heads and 64 pos.* of 8", {"query": zeros((B, T, H, 8), F32)}),
+        ("no cache of 2 heads and 63", {"key_scale": zeros((B, G, 63), F32)}),
+        ("key has shape", {"key": zeros((B, G, LENGTH * D - 1), S8)}),
+        ("key has shape", {"key": zeros((B + 1, G, LENGTH * D), S8)}),
+        ("value has shape", {"value": zeros((B, G, 1), S8)}),
+        ("value_scale has shape", {"value_scale": zeros((B, G, 1), F32)}),
+        ("position has shape", {"position": zeros((B + 1,), S32)}),
+        ("optional operands, used 0", {"mask": zeros((B, LENGTH), bool)}),
+        ("mask is missing", {"has_mask": True}),
+        ("mask has shape", {"has_mask": True, "mask": zeros((B, LENGTH + 1), bool)}),
+        ("mask is missing or of another", {"has_mask": True, "mask": zeros((B, LENGTH), U8)}),
+    ],
+)
+def test_attention_refuses(reason, arguments):
+    def call(has_mask=False, **operands):
+        operands = QUERY | operands
+        result = jax.ShapeDtypeStruct(operands["query"].shape, operands["query"].dtype)
+        call = jax.ffi.ffi_call("jax_qgemm.attention.v1", result)
+        attributes = {"scale": np.float32(1), "causal": True, "has_mask": has_mask}
+        return jax.block_until_ready(call(*operands.values(), **attributes))
+
+    assert np.array_equal(call(), np.zeros((B, T, H, D)))
+    with pytest.raises(jax.errors.JaxRuntimeError, match=reason):
+        call(**arguments)
+
+
+@pytest.mark.parametrize("position", [-(2**31), -2, 62, 2**31 - 1])
+def test_positions_outside_the_cache_are_left_out(position):
+    new = jnp.ones((B, T, G, D), F32)
+    results = [jax.ShapeDtypeStruct(part.shape, part.dtype) for part in CACHE.values()]
+    call = jax.ffi.ffi_call("jax_qgemm.update_kv_cache.v1", results)
+    updated = call(new, new, jnp.int32(position), *CACHE.values())
+    count = sum(0 <= position + t < LENGTH for t in range(T))
+    assert [int((part != 0).sum()) for part in updated] == [
+        B * G * D * count, B * G * count, B * G * D * count, B * G * count
+    ]  # fmt: skip
+    call = jax.ffi.ffi_call("jax_qgemm.attention.v1", jax.ShapeDtypeStruct((B, T, H, D), F32))
+    attributes = {"scale": np.float32(1), "causal": True, "has_mask": False}
+    assert np.isfinite(
+        call(*(QUERY | {"position": jnp.int32(position)}).values(), **attributes)
+    ).all()
+
+
+@pytest.mark.parametrize(
+    "reason,arguments",
+    [
+        ("key and value must be float32", {"new_key": zeros((B, T, G, D), S32)}),
+        ("key and value must be", {"new_key": zeros((B, T, G, D), F16)}),
+        ("key has rank 3", {"new_key": zeros((B, T, G), F32)}),
+        ("value has shape", {"new_value": zeros((B, T + 1, G, D), F32)}),
+        ("no cache of 63", {"key_scale": zeros((B, G, 63), F32)}),
+        ("key_data or value_data has shape", {"value": zeros((B, G, 1), S8)}),
+        ("key_scale or value_scale has shape", {"value_scale": zeros((B, G, 1), F32)}),
+        ("position has shape", {"position": zeros((B + 1,), S32)}),
+    ],
+)
+def test_update_kv_cache_refuses(reason, arguments):
+    def call(**operands):
+        new = zeros((B, T, G, D), F32)
+        operands = {"new_key": new, "new_value": new, "position": jnp.int32(0)} | CACHE | operands
+        results = [jax.ShapeDtypeStruct(part.shape, part.dtype) for part in CACHE.values()]
+        call = jax.ffi.ffi_call("jax_qgemm.update_kv_cache.v1", results)
+        return jax.block_until_ready(call(*operands.values()))
+
+    assert len(call()) == 4
     with pytest.raises(jax.errors.JaxRuntimeError, match=reason):
         call(**arguments)
 

@@ -132,27 +132,36 @@ def test_format_versions_that_are_none(version):
 
 ALTERED = [
     # metadata or parts, the message
-    ({"metadata": np.zeros(0, int)}, "metadata must be 7 integers, got int64[0]"),
-    ({"metadata": np.asarray([1, 0])}, "metadata must be 7 integers, got int64[2]"),
-    ({"metadata": np.asarray(1)}, "metadata must be 7 integers, got int64[]"),
-    ({"metadata": np.ones(7)}, "metadata must be 7 integers, got float64[7]"),
+    ({"metadata": np.zeros(0, int)}, "metadata must be 9 integers, got int64[0]"),
+    ({"metadata": np.asarray([1, 0])}, "metadata must be 9 integers, got int64[2]"),
+    ({"metadata": np.asarray(1)}, "metadata must be 9 integers, got int64[]"),
+    ({"metadata": np.ones(9)}, "metadata must be 9 integers, got float64[9]"),
     (
-        {"metadata": np.asarray([1, 9, 20, 30, 1, 0, 0])},
+        {"metadata": np.asarray([1, 9, 20, 30, 1, 0, 0, 0, 0])},
         "unknown qtype 9 in metadata, known: 0 (int8), ",
     ),
-    ({"metadata": np.asarray([1, -1, 20, 30, 1, 0, 0])}, "unknown qtype -1 in metadata"),
-    ({"metadata": np.asarray([0, 0, 20, 30, 1, 0, 0])}, "must be an integer from 1 to 1, got 0"),
-    ({"metadata": np.asarray([-3, 0, 20, 30, 1, 0, 0])}, "must be an integer from 1 to 1, got -3"),
+    ({"metadata": np.asarray([1, -1, 20, 30, 1, 0, 0, 0, 0])}, "unknown qtype -1 in metadata"),
     (
-        {"metadata": np.asarray([1, 0, -20, 30, 1, 0, 0])},
+        {"metadata": np.asarray([0, 0, 20, 30, 1, 0, 0, 0, 0])},
+        "must be an integer from 1 to 1, got 0",
+    ),
+    (
+        {"metadata": np.asarray([-3, 0, 20, 30, 1, 0, 0, 0, 0])},
+        "must be an integer from 1 to 1, got -3",
+    ),
+    (
+        {"metadata": np.asarray([1, 0, -20, 30, 1, 0, 0, 0, 0])},
         "metadata must hold sizes K, N >= 0, got -20",
     ),
-    ({"metadata": np.asarray([1, 1, 20, 30, 1, 0, 0])}, "no zero_point in the data"),
+    ({"metadata": np.asarray([1, 1, 20, 30, 1, 0, 0, 0, 0])}, "no zero_point in the data"),
     (
-        {"metadata": np.asarray([1, 0, 20, 30, 1, 7, 0])},
+        {"metadata": np.asarray([1, 0, 20, 30, 1, 7, 0, 0, 0])},
         "group_size must be None or a multiple of 16",
     ),
-    ({"metadata": np.asarray([1, 0, 20, 30, 1, 16, 0])}, "scale has shape (30,), expected (2, 30)"),
+    (
+        {"metadata": np.asarray([1, 0, 20, 30, 1, 16, 0, 0, 0])},
+        "scale has shape (30,), expected (2, 30)",
+    ),
     ({"data": np.int8(0)}, "data has no elements, expected 640 for a packed 20×30 weight"),
     ({"data": np.zeros(640, np.float32)}, "data must be int8, got float32[640]"),
     ({"scale": np.zeros(30)}, "scale must be float32, got float64[30]"),

@@ -10,7 +10,9 @@ from jax.interpreters import ad, batching, mlir
 from jax_qgemm import native
 
 
-def define(target: str, *, abstract_eval, reference, attributes, batch, operation) -> Primitive:
+def define(
+    target: str, *, abstract_eval, reference, attributes, batch, operation, aliases=None
+) -> Primitive:
     """A primitive with several results, lowered to the FFI `target` where it is registered.
 
     Args:
@@ -21,6 +23,7 @@ def define(target: str, *, abstract_eval, reference, attributes, batch, operatio
       attributes: parameters → attributes of the custom call.
       batch: (operands, dims, **params) → (results, dims).
       operation: parameters → name of the public function, for messages.
+      aliases: operands by number → results that may share their memory.
     """
     name = target.removesuffix(".v1").replace(".", "_")
     primitive = Primitive(name)
@@ -29,7 +32,7 @@ def define(target: str, *, abstract_eval, reference, attributes, batch, operatio
     primitive.def_impl(_eager(primitive))
     mlir.register_lowering(primitive, mlir.lower_fun(reference, multiple_results=True))
     if target in native.targets:
-        lowering = jax.ffi.ffi_lowering(target)
+        lowering = jax.ffi.ffi_lowering(target, operand_output_aliases=aliases)
         mlir.register_lowering(
             primitive,
             lambda ctx, *operands, **params: lowering(ctx, *operands, **attributes(**params)),

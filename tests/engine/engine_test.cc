@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "allocations.h"
+#include "attention.h"
 #include "call.h"
 #include "gemm/names.h"
 #include "loops.h"
@@ -149,6 +150,7 @@ int main(int argc, char** argv) {
     const int max_rows = FamilyOf(isa).max_rows;
     std::printf("%s\n", IsaName(isa));
     ++(RunAllocations(isa) ? passed : failed);
+    for (int i = 0; i < 40; ++i) ++(RunAttentionCase(isa) ? passed : failed);
     Sweep(isa, check);
     // Anything with anything, with empty products among them.
     for (int i = 0; i < 500; ++i) {

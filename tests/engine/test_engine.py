@@ -18,7 +18,11 @@ COMPILER = shutil.which("c++")
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_engine_under_sanitizers(tmp_path, sanitizers):
     engine = ROOT / "xla_ffi"
-    sources = [s for part in ("gemm", "portable", "runtime") for s in (engine / part).glob("*.cc")]
+    sources = [
+        s
+        for part in ("attention", "gemm", "portable", "runtime")
+        for s in (engine / part).glob("*.cc")
+    ]
     program = tmp_path / "engine_test"
     flags = ["-std=c++17", "-O1", "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
     build = [COMPILER, *flags, f"-I{engine}", ROOT / "tests/engine/engine_test.cc", *sources]

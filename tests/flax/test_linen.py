@@ -133,8 +133,8 @@ def test_quantize_params_says_what_it_skips():
     assert isinstance(params["body"]["kernel"], jax.Array)
     with pytest.raises(TypeError, match="expected nested dicts, lists or tuples, got int"):
         quantize_params(1)
-    with pytest.raises(ValueError, match="quantize_params: qtype must be .* got 'int4'"):
-        quantize_params({}, qtype="int4")
+    with pytest.raises(ValueError, match="quantize_params: qtype must be .* got 'int2'"):
+        quantize_params({}, qtype="int2")
     again, report = quantize_params(new, lambda path, kernel: path != ("head",))
     assert not report.quantized
     assert again["body"]["kernel"] is new["body"]["kernel"]

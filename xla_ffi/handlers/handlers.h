@@ -6,10 +6,12 @@
 
 namespace qgemm {
 
+XLA_FFI_Error* AttentionV1(XLA_FFI_CallFrame* call_frame);
 XLA_FFI_Error* GemmV1(XLA_FFI_CallFrame* call_frame);
 XLA_FFI_Error* PackV1(XLA_FFI_CallFrame* call_frame);
 XLA_FFI_Error* PackFloatV1(XLA_FFI_CallFrame* call_frame);
 XLA_FFI_Error* QuantizeV1(XLA_FFI_CallFrame* call_frame);
+XLA_FFI_Error* UpdateKvCacheV1(XLA_FFI_CallFrame* call_frame);
 
 struct HandlerRegistration {
   const char* target;
@@ -17,10 +19,9 @@ struct HandlerRegistration {
 };
 
 inline constexpr HandlerRegistration kHandlers[] = {
-    {"jax_qgemm.gemm.v1", GemmV1},
-    {"jax_qgemm.pack.v1", PackV1},
-    {"jax_qgemm.pack_float.v1", PackFloatV1},
-    {"jax_qgemm.quantize.v1", QuantizeV1},
+    {"jax_qgemm.attention.v1", AttentionV1}, {"jax_qgemm.gemm.v1", GemmV1},
+    {"jax_qgemm.pack.v1", PackV1},           {"jax_qgemm.pack_float.v1", PackFloatV1},
+    {"jax_qgemm.quantize.v1", QuantizeV1},   {"jax_qgemm.update_kv_cache.v1", UpdateKvCacheV1},
 };
 
 }  // namespace qgemm

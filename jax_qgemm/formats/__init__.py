@@ -1,0 +1,1 @@
+"""Weights as other libraries store them, packed without another quantization: `gguf`, `gptq`."""

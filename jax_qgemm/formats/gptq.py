@@ -1,0 +1,96 @@
+"""Weights of checkpoints in the layouts of GPTQ (AutoGPTQ, GPTQModel) and of AWQ (AutoAWQ).
+
+Both hold 4 or 8 bits in int32 words, `scales` [groups, N] and zero points of as many bits: a weight
+is `scale * (q - zero_point)`. They differ in which axis the words run along, and in their order.
+"""
+
+import numpy as np
+
+from jax_qgemm import errors
+from jax_qgemm.packing import pack_blocks
+from jax_qgemm.types import PackedWeight
+
+_AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # nibble i of a word is of column _AWQ_ORDER[i]
+
+
+def packed_weight(
+    qweight, qzeros, scales, g_idx=None, *, bits=4, zeros_less_one=True, weight_only=False
+) -> PackedWeight:
+    """The (K, N) weight of a layer of a GPTQ checkpoint, with exactly its values.
+
+    Args:
+      qweight: int32 (K * bits / 32, N), words along K, the lowest bits first.
+      qzeros: int32 (groups, N * bits / 32), words along N.
+      scales: float16, bfloat16 or float32 (groups, N).
+      g_idx: None, or int32 (K,), the group of each row: groups of consecutive rows.
+      bits: 4 or 8.
+      zeros_less_one: zero points are stored less one, as checkpoints of "checkpoint_format": "gptq"
+        have them; False for "gptq_v2".
+      weight_only: activations stay floats.
+
+    Raises:
+      TypeError: arrays of other dtypes.
+      ValueError: shapes that do not fit, or a g_idx of other groups ("act-order").
+    """
+    words, zeros = _words("qweight", qweight, bits), _words("qzeros", qzeros, bits)
+    q = np.moveaxis(words, -1, 1).reshape(-1, words.shape[1])
+    zeros = zeros.reshape(zeros.shape[0], -1).astype(np.int32) + bool(zeros_less_one)
+    return _packed(q, zeros, scales, g_idx, bits, weight_only)
+
+
+def awq_packed_weight(qweight, qzeros, scales, *, weight_only=False) -> PackedWeight:
+    """The (K, N) weight of a layer of an AWQ checkpoint of 4 bits, with exactly its values.
+
+    Args:
+      qweight: int32 (K, N / 8); qzeros: int32 (groups, N / 8), words along N in AWQ's order.
+      scales: float16, bfloat16 or float32 (groups, N).
+      weight_only: activations stay floats.
+
+    Raises:
+      TypeError: arrays of other dtypes.
+      ValueError: shapes that do not fit.
+    """
+    back = np.argsort(_AWQ_ORDER)
+    q, zeros = (
+        _words(name, part, 4)[..., back].reshape(len(part), -1)
+        for name, part in (("qweight", qweight), ("qzeros", qzeros))
+    )
+    return _packed(q, zeros, scales, None, 4, weight_only)
+
+
+def _words(name: str, array, bits: int) -> np.ndarray:
+    """uint8 [..., 32 / bits] of int32 words, the lowest bits first."""
+    if bits not in (4, 8):
+        raise ValueError(f"packed_weight: bits must be 4 or 8, got {bits!r}")
+    array = np.asarray(array)
+    if array.dtype != np.int32 or array.ndim != 2:
+        raise TypeError(
+            f"packed_weight: {name} must be int32 of 2 dimensions, got {errors.describe(array)}"
+        )
+    bytes_ = np.ascontiguousarray(array).view(np.uint8).reshape(*array.shape, 4)
+    if bits == 8:
+        return bytes_
+    return np.stack([bytes_ & 15, bytes_ >> 4], axis=-1).reshape(*array.shape, 8)
+
+
+def _packed(q, zeros, scales, g_idx, bits: int, weight_only: bool) -> PackedWeight:
+    scales = np.asarray(errors.float_array("packed_weight", "scales", scales))
+    (k, n), groups = q.shape, len(scales)
+    if zeros.shape != (groups, n) or scales.shape != (groups, n) or not groups or k % groups:
+        raise ValueError(
+            f"packed_weight: scales have shape {scales.shape} and zero points {zeros.shape}, "
+            f"expected (groups, {n}) with a number of groups that divides K, {k}"
+        )
+    group = k // groups
+    if g_idx is not None and not np.array_equal(g_idx, np.arange(k) // group):
+        raise ValueError(
+            "packed_weight: g_idx is not of groups of consecutive rows: act-order (desc_act) is "
+            "not supported"
+        )
+    middle = 1 << (bits - 1)
+    minimum = None
+    if (zeros != middle).any():
+        scales = scales.astype(np.float32)
+        minimum = -(scales * zeros.astype(np.float32))  # exact
+    qtype = "int4" if bits == 4 else "int8_blocks"
+    return pack_blocks(q, scales, minimum, qtype=qtype, group_size=group, weight_only=weight_only)
