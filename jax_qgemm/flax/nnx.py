@@ -11,7 +11,7 @@ from flax import nnx
 from jax_qgemm import errors
 from jax_qgemm.flax.promotion import promoted_dot
 from jax_qgemm.flax.report import LayerReport, QuantizationReport, tree_bytes
-from jax_qgemm.packing import pack_weight
+from jax_qgemm.packing import check_packed, pack_weight
 from jax_qgemm.types import PackedWeight
 
 FilterFn = Callable[[tuple[str | int, ...], nnx.Module], bool]
@@ -74,7 +74,7 @@ class QLinear(nnx.Module):
         rngs: nnx.Rngs,
     ):
         kernel = kernel_init(rngs.params(), (in_features, out_features), param_dtype)
-        packed = pack_weight(kernel, qtype)
+        packed = kernel if isinstance(kernel, PackedWeight) else pack_weight(kernel, qtype)
         self.data = QuantizedParam(packed.data)
         for name in ("scale", "zero_point", "column_sums"):
             part = getattr(packed, name)
@@ -126,6 +126,23 @@ class QLinear(nnx.Module):
         layer.use_bias, layer.bias = linear.bias is not None, nnx.data(linear.bias)
         return layer
 
+    @classmethod
+    def from_weight(
+        cls, weight: PackedWeight, *, dtype: jax.typing.DTypeLike | None = None
+    ) -> "QLinear":
+        """A layer without a bias that has a packed weight, as of `jax_qgemm.formats`, as it is.
+
+        Raises `TypeError` for what is no `PackedWeight`, `ValueError` for a stack of them.
+        """
+        check_packed("from_weight", "weight", weight)
+        return cls(
+            *weight.shape,
+            use_bias=False,
+            dtype=dtype,
+            kernel_init=lambda *_: weight,
+            rngs=nnx.Rngs(0),
+        )
+
     @property
     def weight(self) -> PackedWeight:
         """The packed weight (in_features, out_features), as `jax_qgemm.dot` takes it."""
@@ -149,9 +166,15 @@ class QLinear(nnx.Module):
         )
 
     def __call__(
-        self, x: jax.typing.ArrayLike, out_sharding: None = None, *, activation: str | None = None
+        self,
+        x: jax.typing.ArrayLike,
+        out_sharding: None = None,
+        *,
+        residual: jax.Array | None = None,
+        activation: str | None = None,
     ) -> jax.Array:
-        """x @ weight + bias, then `activation` as in `jax_qgemm.dot`, fused: (…, in) → (…, out)."""
+        """x @ weight + bias + residual, then `activation`, as in `jax_qgemm.dot`, fused:
+        (…, in) → (…, out)."""
         if out_sharding is not None:
             raise NotImplementedError(
                 f"QLinear: out_sharding must be None, got {out_sharding}: a quantized layer cannot "
@@ -159,7 +182,7 @@ class QLinear(nnx.Module):
             )
         bias = None if self.bias is None else self.bias[...]
         return promoted_dot(
-            "QLinear", x, self.weight, bias, activation, self.dtype, self.param_dtype
+            "QLinear", x, self.weight, bias, activation, self.dtype, self.param_dtype, residual
         )
 
 

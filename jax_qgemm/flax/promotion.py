@@ -18,6 +18,7 @@ def promoted_dot(
     activation: str | None,
     dtype: jax.typing.DTypeLike | None,
     param_dtype: jax.typing.DTypeLike,
+    residual: jax.Array | None = None,
 ) -> jax.Array:
     """`dot` of any real x; the result is of `dtype`, else what x and the parameters promote to.
 
@@ -40,5 +41,18 @@ def promoted_dot(
         x = x.astype(computed)
     if bias is not None and bias.dtype.name not in errors.FLOATS:
         bias = bias.astype(jnp.float32)
-    y = dot(x, weight, bias=bias, activation=activation, preferred_element_type=computed)
+    if residual is not None:
+        residual = errors.as_array(layer, "residual", residual)
+        if residual.dtype.name not in errors.FLOATS and jnp.issubdtype(
+            residual.dtype, jnp.floating
+        ):
+            residual = residual.astype(jnp.float32)
+    y = dot(
+        x,
+        weight,
+        bias=bias,
+        residual=residual,
+        activation=activation,
+        preferred_element_type=computed,
+    )
     return y.astype(dtype)

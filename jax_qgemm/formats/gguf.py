@@ -11,21 +11,42 @@ from jax_qgemm.packing import pack_blocks, pack_weight
 from jax_qgemm.types import PackedWeight
 
 
-def packed_weight(tensor, *, weight_only: bool = False) -> PackedWeight:
-    """The (K, N) weight of a matrix `tensor`, with exactly its values.
+def packed_weight(*tensors, weight_only: bool = False) -> PackedWeight:
+    """The (K, N) weight of a matrix, or of several side by side, with exactly its values.
 
         reader = gguf.GGUFReader("model.gguf")
         weights = {t.name: packed_weight(t) for t in reader.tensors if len(t.shape) == 2}
 
     Args:
-      tensor: `gguf.ReaderTensor` of type Q4_0, Q4_1, Q4_K, Q8_0, Q6_K, F16 or BF16.
+      tensors: `gguf.ReaderTensor`s of one type, Q4_0, Q4_1, Q4_K, Q8_0, Q6_K, F16 or BF16, and of
+        one K; the columns of the result are theirs, one after the other.
       weight_only: activations stay floats, as they do with F16 and BF16 anyway; else they are
         quantized by groups, as in llama.cpp.
 
     Raises:
-      TypeError: tensor is of another type.
-      ValueError: tensor is no matrix.
+      TypeError: a tensor of another type.
+      ValueError: a tensor that is no matrix, or tensors that do not fit each other.
     """
+    kinds = [_checked(tensor) for tensor in tensors]
+    if len({(kind, int(t.shape[0])) for kind, t in zip(kinds, tensors, strict=True)}) != 1:
+        found = ", ".join(
+            f"{t.name!r}: {kind} of K={int(t.shape[0])}"
+            for kind, t in zip(kinds, tensors, strict=True)
+        )
+        raise ValueError(f"packed_weight: tensors must be of one type and K, got {found or 'none'}")
+    kind, n = kinds[0], sum(int(t.shape[1]) for t in tensors)
+    data = np.concatenate([np.asarray(t.data).reshape(int(t.shape[1]), -1) for t in tensors])
+    if kind in _FLOATS:
+        short, dtype = _FLOATS[kind]
+        return pack_weight(data.view(dtype).T, short)
+    read, block_bytes, qtype, group = _READERS[kind]
+    q, *scales = read(data.reshape(n, data.shape[1] // block_bytes, block_bytes))
+    parts = [np.ascontiguousarray(part.reshape(n, -1).T) for part in (q, *scales)]
+    return pack_blocks(*parts, qtype=qtype, group_size=group, weight_only=weight_only)
+
+
+def _checked(tensor) -> str:
+    """The name of its type."""
     name, kind = getattr(tensor, "name", "?"), getattr(tensor, "tensor_type", None)
     kind = getattr(kind, "name", type(tensor).__name__)
     if kind not in _READERS and kind not in _FLOATS:
@@ -35,14 +56,7 @@ def packed_weight(tensor, *, weight_only: bool = False) -> PackedWeight:
         raise ValueError(
             f"packed_weight: tensor {name!r} must be a matrix, got {len(tensor.shape)} dimensions"
         )
-    k, n = (int(size) for size in tensor.shape)
-    if kind in _FLOATS:
-        short, dtype = _FLOATS[kind]
-        return pack_weight(np.ascontiguousarray(tensor.data).view(dtype).reshape(n, k).T, short)
-    read, block_bytes, qtype, group = _READERS[kind]
-    q, *scales = read(np.ascontiguousarray(tensor.data).reshape(n, -1, block_bytes))
-    parts = [np.ascontiguousarray(part.reshape(n, -1).T) for part in (q, *scales)]
-    return pack_blocks(*parts, qtype=qtype, group_size=group, weight_only=weight_only)
+    return kind
 
 
 def _float16(blocks, at: int):

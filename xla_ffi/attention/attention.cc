@@ -16,8 +16,8 @@ namespace {
 
 constexpr float kLog2E = 1.4426950408889634F;
 constexpr std::int64_t kFloat = sizeof(float);
-// Multiplications of f32 that are worth a thread more.
-constexpr double kMacsPerThread = 300e3;
+// Multiplications of f32 that are worth a thread more, at hand or to be woken.
+constexpr double kMacsToHand = 20e3, kMacsToWake = 300e3;
 
 // Of one thread, kept between calls.
 struct Workspace {
@@ -245,14 +245,15 @@ void RunAttentionItems(const AttentionShape& shape, const AttentionOperands& ope
   for (std::int64_t item = first; item >= 0; item = self.Next()) runner.Run(item);
 }
 
-int AttentionThreads(const AttentionShape& shape, const AttentionOperands& operands, int threads) {
+Crew AttentionCrew(const AttentionShape& shape, const AttentionOperands& operands, int threads) {
   double seen = 0;
   for (std::int64_t b = 0; b < shape.cache.batch; ++b) {
     seen += double(
         std::clamp<std::int64_t>(operands.positions.Of(b) + shape.queries, 0, shape.cache.length));
   }
   const double macs = seen * double(shape.queries * shape.heads * shape.cache.head_dim * 2);
-  return int(std::clamp<double>(macs / kMacsPerThread, 1, threads));
+  return {int(std::clamp<double>(macs / kMacsToHand, 1, threads)),
+          int(std::clamp<double>(macs / kMacsToWake, 1, threads))};
 }
 
 }  // namespace qgemm

@@ -50,8 +50,8 @@ constexpr std::int64_t AttentionItems(const AttentionShape& shape) {
 void RunAttentionItems(const AttentionShape& shape, const AttentionOperands& operands, Isa isa,
                        Job::Participant& self, std::int64_t first);
 
-// How many threads are worth using.
-int AttentionThreads(const AttentionShape& shape, const AttentionOperands& operands, int threads);
+// How many threads are worth using where they are at hand, and worth waking.
+Crew AttentionCrew(const AttentionShape& shape, const AttentionOperands& operands, int threads);
 
 CallLine DescribeAttention(const AttentionShape& shape, const AttentionOperands& operands, Isa isa,
                            int threads);
@@ -61,13 +61,13 @@ template <class Pool>
 void RunAttention(const AttentionShape& shape, const AttentionOperands& operands, Isa isa,
                   Pool& pool, int threads) {
   const std::int64_t items = AttentionItems(shape);
-  threads = AttentionThreads(shape, operands, threads);
+  const Crew crew = AttentionCrew(shape, operands, threads);
   const auto run = [&] {
-    ParallelClaim(pool, items, Crew::Of(threads), [&](Job::Participant& self, std::int64_t first) {
+    ParallelClaim(pool, items, crew, [&](Job::Participant& self, std::int64_t first) {
       RunAttentionItems(shape, operands, isa, self, first);
     });
   };
-  Traced(run, [&] { return DescribeAttention(shape, operands, isa, threads); });
+  Traced(run, [&] { return DescribeAttention(shape, operands, isa, crew.at_hand); });
 }
 
 }  // namespace qgemm

@@ -15,8 +15,9 @@ namespace {
 // A thread is worth waking for so many cycles of work: that costs some microseconds. It is worth
 // using for fewer where it is at hand.
 constexpr double kCyclesToWake = 100e3, kCyclesToHand = 30e3;
-// Bytes of weights a core streams per cycle when they come from beyond its L2.
-constexpr double kStreamBytesPerCycle = 8;
+// Bytes of weights a core streams per cycle when they come from beyond its L2; those in blocks, of
+// language models, most likely from memory.
+constexpr double StreamBytesPerCycle(WType w) { return IsBlocks(w) ? 3 : 8; }
 // More plans than any program has shapes; beyond it the cache starts anew.
 constexpr std::size_t kMaxPlans = 4096;
 
@@ -40,7 +41,7 @@ struct PlanKeyHash {
 // Cycles one core would need for one product: the larger of arithmetic and streaming the weights.
 double EstimateCycles(const PlanKey& key, const PackedLayout& layout, double macs_per_cycle) {
   return std::max(double(key.shape.m) * double(layout.Elements()) / macs_per_cycle,
-                  double(layout.Bytes()) / kStreamBytesPerCycle);
+                  double(layout.Bytes()) / StreamBytesPerCycle(layout.w));
 }
 
 std::int64_t ThreadsFor(const PlanKey& key, double cycles, double cycles_each) {
@@ -199,9 +200,10 @@ void AddParts(Plan& plan, std::int64_t count) {
 // By the work of all rows and the weights of as many groups as these can belong to.
 int RaggedThreads(const Plan& plan) {
   const GemmShape& shape = plan.key.shape;
-  const double cycles = std::max(
-      double(shape.m) * double(plan.layout.Elements()) / plan.family->macs_per_cycle,
-      double(std::min(shape.m, shape.batch)) * double(plan.layout.Bytes()) / kStreamBytesPerCycle);
+  const double cycles =
+      std::max(double(shape.m) * double(plan.layout.Elements()) / plan.family->macs_per_cycle,
+               double(std::min(shape.m, shape.batch)) * double(plan.layout.Bytes()) /
+                   StreamBytesPerCycle(plan.layout.w));
   return int(std::clamp<double>(cycles / kCyclesToWake, 1, plan.key.threads));
 }
 

