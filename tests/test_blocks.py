@@ -318,6 +318,15 @@ def test_layers(form, rng):
     model = nnx.Sequential(linear, nnx.relu)
     quantize_(model, form)
     assert np.array_equal(model(x), nnx.relu(layer(x)))
+    copy = QLinear.from_weight(layer.weight, dtype=jnp.float32)
+    assert copy.bias is None and np.array_equal(copy(x), jq.dot(x, layer.weight))
+    residual = jnp.asarray(rng.standard_normal((5, 21)), jnp.float32)
+    want = jq.dot(x, layer.weight, residual=residual, activation="relu")
+    assert np.array_equal(copy(x, residual=residual, activation="relu"), want)
+    with pytest.raises(ValueError, match="dot: residual has shape"):
+        copy(x, residual=residual[:2])
+    with pytest.raises(TypeError, match="from_weight: weight must be a PackedWeight, got float32"):
+        QLinear.from_weight(x)
     params, _ = quantize_params(nn.Dense(21).init(jax.random.key(0), x), qtype=form)
     got = QDense(21, qtype=form).apply(params, x)
     empty = jax.tree.map(jnp.zeros_like, params)

@@ -52,6 +52,18 @@ def test_gguf(kind, rng):
     np.testing.assert_allclose(jq.dot(x, w), exact, atol=0.02 * size)
 
 
+def test_gguf_side_by_side(rng):
+    parts = [tensor("Q4_1", rng, n=n) for n in (37, 5, 64)]
+    together = formats_gguf.packed_weight(*parts)
+    each = [formats_gguf.packed_weight(t).dequantize() for t in parts]
+    assert np.array_equal(together.dequantize(), np.concatenate(each, axis=1))
+    for wrong in (tensor("Q4_0", rng), tensor("Q4_1", rng, k=256)):
+        with pytest.raises(ValueError, match="must be of one type and K, got 't': Q4_1 of K=512, "):
+            formats_gguf.packed_weight(parts[0], wrong)
+    with pytest.raises(ValueError, match="of one type and K, got none"):
+        formats_gguf.packed_weight()
+
+
 def test_gguf_errors(rng):
     t = tensor("Q8_0", rng)
     with pytest.raises(TypeError, match="tensor 't' is of type Q5_0, known: BF16, F16, Q4_0, Q4"):

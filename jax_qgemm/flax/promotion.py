@@ -43,9 +43,7 @@ def promoted_dot(
         bias = bias.astype(jnp.float32)
     if residual is not None:
         residual = errors.as_array(layer, "residual", residual)
-        if residual.dtype.name not in errors.FLOATS and jnp.issubdtype(
-            residual.dtype, jnp.floating
-        ):
+        if residual.dtype == jnp.float64:
             residual = residual.astype(jnp.float32)
     y = dot(
         x,
