@@ -23,7 +23,10 @@ def dot(
     With an int8 weight a float x is quantized on the fly to uint8, each row with a scale and zero
     point of its own, as `quantize(x, "uint8", channelwise_axes=...)` does; a QuantizedArray is
     taken as it is. With a weight of floats ("fp16", "bf16"), or of "int8:weight_only", x stays
-    float, and float32 sums add up in the order of K: a row has the same result in any batch.
+    float, and float32 sums add up in the order of K: a row has the same result in any batch. With
+    blocks ("int4", "int8_blocks") it is quantized to int8, symmetrically, each row with a scale per
+    block. bfloat16 x with a "bf16" weight is multiplied by pairs where the CPU has AVX512_BF16:
+    the one product whose last bits depend on the CPU.
 
     Args:
       x: float32, bfloat16 or float16 (..., K), or, where it need not stay float, QuantizedArray

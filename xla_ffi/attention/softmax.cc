@@ -69,7 +69,7 @@ float Portable(float* scores, const float* scales, std::int64_t count) {
 QGEMM_TARGET("avx2") float Avx2(float* scores, const float* scales, std::int64_t count) {
   return Softmax(scores, scales, count);
 }
-QGEMM_TARGET("avx512f,avx512dq,avx512bw")
+QGEMM_TARGET("avx512f,avx512bw,avx512vl")
 float Avx512(float* scores, const float* scales, std::int64_t count) {
   return Softmax(scores, scales, count);
 }

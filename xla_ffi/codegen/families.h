@@ -30,6 +30,7 @@ int Avx512VnniMaxColumns(int rows);
 TileFn Avx512VnniTile(const TileKey& key);
 RowKernels Avx512VnniRows(XType x);
 PeakLoop Avx512VnniPeak();
+PeakLoop Avx512Bf16Peak();
 
 int Avx2FloatMaxColumns(int rows);
 TileFn Avx2FloatTile(const TileKey& key);

@@ -27,6 +27,7 @@ class FloatTileEmitter : public TileEmitter {
     if (w_ == WType::kBf16) LoadConstant(HighHalf(), kHighHalf);
     Begin();
     if (w_zero_) mov(reg_zeros, ptr[reg_args + offsetof(TileArgs, column_zeros)]);
+    if (w_ == WType::kU4 && wide()) LoadTable(Nibbles(), kNibbles);
     if (IsBlocks(w_)) {
       LoopOverGroups(elements_ * kXBytes, [&] { WidenBlockScales(key); }, [] {});
     } else {
@@ -113,32 +114,44 @@ class FloatTileEmitter : public TileEmitter {
       if (shift > 0) vpsrld(w, w, shift);
     }
     if (w_ == WType::kU4 && wide()) {
-      Lookup(w, w, kNibbles, w);
+      vpermps(Xbyak::Zmm(w.getIdx()), Xbyak::Zmm(w.getIdx()), Xbyak::Zmm(Nibbles().getIdx()));
     } else {
       And(w, w, Constant(w_ == WType::kU4 ? 0xf : 0xff));
       vcvtdq2ps(w, w);
+    }
+    if (scales_in_registers()) {
+      vfmadd132ps(w, Minimum(vector), Scale(vector));
+      return;
     }
     const RegExp scale = reg_widened + vector * vector_bytes();
     vmovups(Minimum(), ptr[scale + kPartialStride]);
     vfmadd132ps(w, Minimum(), ptr[scale]);
   }
 
-  // What a group has for each column, to memory: a row of scales, then one of minima.
+  // Up to four rows leave room for what a group has for each column; else it is in memory, a row of
+  // scales, then one of minima.
+  bool scales_in_registers() const { return wide() && rows() <= 4; }
+  Vec Scale(int vector) const { return V(16 + vector); }
+  Vec Minimum(int vector) const { return V(20 + vector); }
+  Vec Nibbles() const { return V(31); }
+
   void WidenBlockScales(const TileKey& key) {
     const int bytes = int(key.blocks.ScaleBytes());
-    const Vec v = Weights(0);
     mov(reg_widened, ptr[reg_args + offsetof(TileArgs, partial)]);
     for (int vector = 0; vector < vectors(); ++vector) {
       const RegExp from = reg_block_scales + vector * lanes() * bytes;
       const RegExp to = reg_widened + vector * vector_bytes();
-      LoadBlockScale(v, from);
-      vmovups(ptr[to], v);
+      const Vec scale = scales_in_registers() ? Scale(vector) : Weights(0);
+      const Vec minimum = scales_in_registers() ? Minimum(vector) : Minimum();
+      LoadBlockScale(scale, from);
       if (key.blocks.minimum) {
-        LoadBlockScale(v, from + key.panel_columns * bytes);
+        LoadBlockScale(minimum, from + key.panel_columns * bytes);
       } else {
-        vmulps(v, v, FloatConstant(float(-Offset(w_))));
+        vmulps(minimum, scale, FloatConstant(float(-Offset(w_))));
       }
-      vmovups(ptr[to + kPartialStride], v);
+      if (scales_in_registers()) continue;
+      vmovups(ptr[to], scale);
+      vmovups(ptr[to + kPartialStride], minimum);
     }
   }
 

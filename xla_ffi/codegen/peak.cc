@@ -8,19 +8,23 @@
 namespace qgemm {
 namespace {
 
+enum class Of { kBytes, kFloat, kBf16 };
+
 constexpr int kSums = 12;    // independent, which hides the latency
 constexpr int kRepeats = 8;  // of all sums in one iteration
 
 class PeakEmitter final : public Xbyak::CodeGenerator {
  public:
-  PeakEmitter(Isa isa, bool floats) : CodeGenerator(4096, Xbyak::DontSetProtectRWE) {
+  PeakEmitter(Isa isa, Of of) : CodeGenerator(4096, Xbyak::DontSetProtectRWE) {
     Xbyak::Label loop;
     L(loop);
     for (int i = 0; i < kRepeats * kSums; i += 2) {
       const int sum = i % kSums;
-      if (floats && isa == Isa::kAvx512Bw) {
+      if (of == Of::kBf16) {
+        for (const int j : {0, 1}) vdpbf16ps(Xbyak::Zmm(sum + j), Xbyak::Zmm(14), Xbyak::Zmm(15));
+      } else if (of == Of::kFloat && isa == Isa::kAvx512Bw) {
         FusedMultiplyAdd<Xbyak::Zmm>(sum);
-      } else if (floats) {
+      } else if (of == Of::kFloat) {
         FusedMultiplyAdd<Xbyak::Ymm>(sum);
       } else if (isa == Isa::kAmxInt8) {
         for (const int t : {sum % 4, sum % 4 + 1}) {
@@ -62,10 +66,10 @@ class PeakEmitter final : public Xbyak::CodeGenerator {
   }
 };
 
-PeakLoop Generate(Isa isa, double macs_per_instruction, bool floats = false) {
+PeakLoop Generate(Isa isa, double macs_per_instruction, Of of = Of::kBytes) {
+  const char* name = of == Of::kBytes ? "peak" : of == Of::kFloat ? "peak_float" : "peak_bf16";
   const auto* emitter =  // lives as long as the process
-      GenerateKernel<PeakEmitter>(IsaName(isa), floats ? "peak_float" : "peak", isa, floats)
-          .release();
+      GenerateKernel<PeakEmitter>(IsaName(isa), name, isa, of).release();
   return {emitter->getCode<void (*)(std::int64_t)>(), kRepeats * kSums * macs_per_instruction};
 }
 
@@ -82,12 +86,17 @@ PeakLoop Avx512BwPeak() {
 }
 
 PeakLoop Avx2FloatPeak() {
-  static const PeakLoop loop = Generate(Isa::kAvx2, 8, true);
+  static const PeakLoop loop = Generate(Isa::kAvx2, 8, Of::kFloat);
   return loop;
 }
 
 PeakLoop Avx512FloatPeak() {
-  static const PeakLoop loop = Generate(Isa::kAvx512Bw, 16, true);
+  static const PeakLoop loop = Generate(Isa::kAvx512Bw, 16, Of::kFloat);
+  return loop;
+}
+
+PeakLoop Avx512Bf16Peak() {
+  static const PeakLoop loop = Generate(Isa::kAvx512Vnni, 32, Of::kBf16);
   return loop;
 }
 

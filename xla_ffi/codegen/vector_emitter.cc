@@ -86,6 +86,10 @@ void VectorEmitter::Lookup(const Vec& v, const Vec& index, const float (&table)[
   vblendvps(low, low, high, i);
 }
 
+void VectorEmitter::LoadTable(const Vec& to, const float (&table)[16]) {
+  vmovups(to, ptr[rip + tables_[table]]);
+}
+
 void VectorEmitter::Round(const Vec& to, const Vec& v) {
   constexpr std::uint8_t kNearestEven = 8;  // without exceptions
   if (wide_) {

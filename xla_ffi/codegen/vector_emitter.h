@@ -43,6 +43,8 @@ class VectorEmitter : public Xbyak::CodeGenerator {
   // v[i] = table[index[i] % 16]. On AVX2 the sign bit of the index is that of 2^3, too; `temporary`
   // is clobbered there. `table` outlives the emitter.
   void Lookup(const Vec& v, const Vec& index, const float (&table)[16], const Vec& temporary);
+  // All of a table, on AVX-512.
+  void LoadTable(const Vec& to, const float (&table)[16]);
   // v = instruction(v, scalar in memory, broadcast). `temporary` is clobbered on AVX2.
   template <class Instruction>
   void WithScalar(Instruction instruction, const Vec& v, const RegExp& scalar,

@@ -1,5 +1,6 @@
 // The families with VNNI, whose vpdpbusd adds four products of unsigned by signed bytes to an
 // int32: AVX-512 VNNI, with up to 6 x 64 sums in 24 of 32 registers, and AVX-VNNI, with 12 of 16.
+// The same of bfloat16 on both sides: vdpbf16ps adds two products to an f32.
 //
 // A quad of the weights is loaded once for all rows, a quad of x is broadcast for all columns.
 #include "codegen/encoding.h"
@@ -18,7 +19,10 @@ constexpr int kPrefetchDistance = 4096;
 class VnniTileEmitter : public TileEmitter {
  protected:
   VnniTileEmitter(VectorWidth width, const TileKey& key)
-      : TileEmitter(width, key), tile_(rows() * vectors()), sets_(tile_ <= FewSums() ? 2 : 1) {
+      : TileEmitter(width, key),
+        bf16_(key.w == WType::kBf16),
+        tile_(rows() * vectors()),
+        sets_(tile_ <= FewSums() && !bf16_ ? 2 : 1) {
     if (key.from_sums) {
       LoadSums();
       AddZeroPointTerms();
@@ -35,7 +39,8 @@ class VnniTileEmitter : public TileEmitter {
  private:
   static constexpr int kQuadBytes = 4;
 
-  // vpdpbusd takes 4 to 5 cycles: tiles of so few sums add quads of even and odd index apart.
+  // vpdpbusd takes 4 to 5 cycles: tiles of so few sums add quads of even and odd index apart. Sums
+  // of floats keep their order.
   int FewSums() const { return wide() ? 8 : 6; }
   Vec Sum(int set, int row, int vector) const { return V(set * tile_ + row * vectors() + vector); }
   Vec Accumulator(int row, int vector) const override { return Sum(0, row, vector); }
@@ -64,9 +69,14 @@ class VnniTileEmitter : public TileEmitter {
   }
 
   void MultiplyAdd(const Vec& sum, const Vec& x, const Xbyak::Operand& weights) {
+    if (bf16_) {
+      vdpbf16ps(sum, x, weights);
+      return;
+    }
     vpdpbusd(sum, x, weights, wide() ? Xbyak::EvexEncoding : DotEncoding256());
   }
 
+  const bool bf16_;
   const int tile_;  // sums, in registers
   const int sets_;
 };

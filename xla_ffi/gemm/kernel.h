@@ -103,11 +103,21 @@ using TileFn = void (*)(const TileArgs*);
 // ---------------------------------------------------------------- rows of x
 
 // How a family wants x: unsigned bytes, or the same values as int16, int8 x being shifted by +128;
-// or f32; or float x quantized symmetrically by groups to signed bytes.
-enum class AFormat : std::uint8_t { kU8, kS16, kF32, kS8Groups };
+// or f32; or float x quantized symmetrically by groups to signed bytes; or bfloat16 as it is.
+enum class AFormat : std::uint8_t { kU8, kS16, kF32, kS8Groups, kBf16 };
 
 constexpr std::int64_t SizeOf(AFormat format) {
-  return format == AFormat::kS16 ? 2 : format == AFormat::kF32 ? 4 : 1;
+  switch (format) {
+    case AFormat::kF32:
+      return 4;
+    case AFormat::kS16:
+    case AFormat::kBf16:
+      return 2;
+    case AFormat::kU8:
+    case AFormat::kS8Groups:
+      break;
+  }
+  return 1;
 }
 
 // The range of a row: min(x, 0), max(x, 0), and whether an element is NaN or Inf (any bit set; the
@@ -184,6 +194,8 @@ struct KernelFamily {
 const KernelFamily& FamilyOf(Isa isa);
 const KernelFamily& FloatFamilyOf(Isa isa);
 const KernelFamily& BlockFamilyOf(Isa isa);
+// Of bfloat16 on both sides; null where there is none.
+const KernelFamily* Bf16FamilyOf(Isa isa);
 // The family of sums in int16; null where there is none.
 const KernelFamily* Acc16FamilyOf(Isa isa);
 

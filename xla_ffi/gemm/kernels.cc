@@ -46,18 +46,26 @@ const KernelFamily kFamilies[] = {
      nullptr},
     {Isa::kAvx512Vnni, AFormat::kS8Groups, 3, 48, Avx512BwBlockMaxColumns, Avx512VnniBlockTile,
      Avx512VnniRows, nullptr},
+    {Isa::kAvx512Vnni, AFormat::kBf16, 6, 32, Avx512VnniMaxColumns, Avx512VnniTile, Avx512FloatRows,
+     Avx512Bf16Peak},
+    {Isa::kAmxInt8, AFormat::kBf16, 6, 32, Avx512VnniMaxColumns, Avx512VnniTile, Avx512FloatRows,
+     Avx512Bf16Peak},
     {Isa::kAmxInt8, AFormat::kS8Groups, 3, 48, Avx512BwBlockMaxColumns, Avx512VnniBlockTile,
      Avx512VnniRows, nullptr},
 #endif
 };
 
-const KernelFamily& FamilyOf(Isa isa, AFormat format) {
-  const KernelFamily* found = nullptr;
+// Null where the ISA has none.
+const KernelFamily* FindFamily(Isa isa, AFormat format) {
   for (const KernelFamily& family : kFamilies) {
-    if (family.a_format != format) continue;
-    if (found == nullptr || family.isa == isa) found = &family;  // the portable one comes first
+    if (family.isa == isa && family.a_format == format) return &family;
   }
-  return *found;
+  return nullptr;
+}
+
+const KernelFamily& FamilyOf(Isa isa, AFormat format) {
+  const KernelFamily* const found = FindFamily(isa, format);
+  return found != nullptr ? *found : *FindFamily(Isa::kPortable, format);
 }
 
 }  // namespace
@@ -72,6 +80,10 @@ const KernelFamily& FamilyOf(Isa isa) {
 
 const KernelFamily& FloatFamilyOf(Isa isa) { return FamilyOf(isa, AFormat::kF32); }
 const KernelFamily& BlockFamilyOf(Isa isa) { return FamilyOf(isa, AFormat::kS8Groups); }
+
+const KernelFamily* Bf16FamilyOf(Isa isa) {
+  return Cpu().bf16_pairs ? FindFamily(isa, AFormat::kBf16) : nullptr;
+}
 
 const KernelFamily* Acc16FamilyOf(Isa isa) {
   for (const KernelFamily& family : kFamilies) {

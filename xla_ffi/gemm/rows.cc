@@ -33,7 +33,8 @@ void PreparedRows::Prepare(const Plan& plan, const GemmOperands& operands, std::
   const std::int64_t x_size = SizeOf(x_type);
   const bool widened = format == AFormat::kF32;
   const bool grouped = format == AFormat::kS8Groups;
-  const bool dynamic = IsFloat(x_type) && !widened && !grouped;
+  const bool as_it_is = format == AFormat::kBf16;
+  const bool dynamic = IsFloat(x_type) && !widened && !grouped && !as_it_is;
   const std::int32_t shift = ZeroShift(x_type);
 
   count_ = count;
@@ -57,6 +58,8 @@ void PreparedRows::Prepare(const Plan& plan, const GemmOperands& operands, std::
     std::uint8_t* a = copies + row * a_stride_;
     if (widened) {
       plan.row_kernels.to_f32(x, k, reinterpret_cast<float*>(a));
+    } else if (as_it_is) {
+      std::memcpy(a, x, std::size_t(k * size));
     } else if (grouped) {
       QuantizeGroups(plan, x, row, a);
     } else if (dynamic) {

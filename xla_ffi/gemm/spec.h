@@ -8,6 +8,8 @@
 //   sum[m,n] = sum_k x[m,k] * f32(w[k,n] - w_zero[n])    f32, k ascending, product and sum fused:
 //              the same bits in every tile of every ISA, so a row has the same result in any batch
 //   y[m,n]   = activation(sum * w_scale[n] + bias[n] + residual[m,n])    no scale of float weights
+// With bfloat16 on both sides, where the CPU multiplies pairs of them (AVX512_BF16): the same for
+// each odd k, then the even one before it, subnormal numbers counting as zeros before and after.
 // With weights in blocks, groups g of K that bring a scale d and a minimum c (where they have none,
 // c = -offset * d, offset 8 or 128): w[k,n] = d[g,n] * q[k,n] + c[g,n]. Either x stays float and w
 // is that, as one rounding has it, in float sums; or x is quantized, each row's part in a group

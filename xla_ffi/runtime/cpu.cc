@@ -125,6 +125,7 @@ CpuInfo Detect() {
     info.available.push_back(Isa::kAvxVnni);
   }
   if (avx512_vnni) info.available.push_back(Isa::kAvx512Vnni);
+  info.bf16_pairs = avx512_vnni && cpu.has(XCpu::tAVX512_BF16);
   // Its kernels finish what the tiles leave with AVX-512 VNNI.
   const bool amx_int8 = avx512_vnni && cpu.has(XCpu::tAMX_TILE) && cpu.has(XCpu::tAMX_INT8);
   if (amx_int8 && MayUseTiles()) {
