@@ -25,8 +25,9 @@ def dot(
     taken as it is. With a weight of floats ("fp16", "bf16"), or of "int8:weight_only", x stays
     float, and float32 sums add up in the order of K: a row has the same result in any batch. With
     blocks ("int4", "int8_blocks") it is quantized to int8, symmetrically, each row with a scale per
-    block. bfloat16 x with a "bf16" weight is multiplied by pairs where the CPU has AVX512_BF16:
-    the one product whose last bits depend on the CPU.
+    block. bfloat16 x with a "bf16" weight is multiplied by pairs where the CPU has AVX512_BF16 or
+    AMX, float16 x with an "fp16" weight where it has AMX_FP16: the products whose last bits depend
+    on the CPU.
 
     Args:
       x: float32, bfloat16 or float16 (..., K), or, where it need not stay float, QuantizedArray

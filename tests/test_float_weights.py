@@ -16,8 +16,13 @@ from jax_qgemm.flax.nnx import QLinear, quantize_
 DTYPES = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 ROWS = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 ULP = 2.0**-24
-# Where products of bfloat16 with bfloat16 go by pairs, in an order of their own.
-PAIRED = ("avx512_vnni", "amx_int8") if "avx512_bf16" in jq.cpu_info()["features"] else ()
+# Where products of x and weights of one type go by pairs, in an order of their own.
+FEATURES = jq.cpu_info()["features"]
+PAIRED = {
+    ("bf16", "avx512_vnni"): "avx512_bf16" in FEATURES,
+    ("bf16", "amx_int8"): "amx_bf16" in FEATURES,
+    ("fp16", "amx_int8"): "amx_fp16" in FEATURES,
+}
 
 
 def values(rng, shape, form):
@@ -105,8 +110,9 @@ def test_dot_is_within_the_bound_of_float32_sums(case, rng, each_isa):
             bound += float(jnp.finfo(got.dtype).eps) / 2 * (np.abs(want) + bound)
         error = np.asarray(got, np.float64) - np.asarray(activate(want), np.float64)
         assert (np.abs(error) <= bound).all(), isa
-        both = case["form"] == "bf16" and case["x"] == "bfloat16"
-        if case["activation"] in (None, "relu") and isa != "xla" and not (both and isa in PAIRED):
+        both = DTYPES[case["form"]] == ROWS[case["x"]]
+        paired = both and PAIRED.get((case["form"], isa))
+        if case["activation"] in (None, "relu") and isa != "xla" and not paired:
             first = got if first is None else first
             assert np.array_equal(got, first), isa
 
@@ -134,10 +140,11 @@ def test_a_row_is_the_same_in_any_batch(form, rng, each_isa):
         assert np.array_equal(jax.vmap(jq.dot, (0, None))(x, w), whole), isa
 
 
-def test_bfloat16_on_both_sides(rng, each_isa):
-    x = jnp.asarray(rng.standard_normal((150, 515)), jnp.bfloat16)
-    kernel = values(rng, (515, 200), "bf16")
-    w = jq.pack_weight(kernel, "bf16")
+@pytest.mark.parametrize("form", DTYPES)
+def test_one_type_on_both_sides(form, rng, each_isa):
+    x = jnp.asarray(rng.standard_normal((150, 515)), DTYPES[form])
+    kernel = values(rng, (515, 200), form)
+    w = jq.pack_weight(kernel, form)
     x64, w64 = np.asarray(x, np.float64), kernel.astype(np.float64)
     for isa in each_isa():
         whole = np.asarray(jq.dot(x, w, preferred_element_type=jnp.float32))
@@ -147,9 +154,9 @@ def test_bfloat16_on_both_sides(rng, each_isa):
             part = jq.dot(x[:rows], w, preferred_element_type=jnp.float32)
             assert np.array_equal(part, whole[:rows]), isa
         # Small integers: every sum is exact.
-        ints = jnp.asarray(rng.integers(-9, 9, (7, 515)), jnp.bfloat16)
+        ints = jnp.asarray(rng.integers(-9, 9, (7, 515)), DTYPES[form])
         weight = rng.integers(-9, 9, (515, 70)).astype(np.float32)
-        got = jq.dot(ints, jq.pack_weight(weight, "bf16"), preferred_element_type=jnp.float32)
+        got = jq.dot(ints, jq.pack_weight(weight, form), preferred_element_type=jnp.float32)
         assert np.array_equal(got, np.asarray(ints, np.float32) @ weight), isa
 
 

@@ -12,6 +12,10 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "pair_sums.h"
+#include "portable/half.h"
+#include "runtime/float_env.h"
+
 namespace amx_emulator {
 
 constexpr int kTiles = 8, kMaxRows = 16, kMaxRowBytes = 64;
@@ -39,7 +43,7 @@ inline State& ThreadState() {
   return state;
 }
 
-inline std::atomic<std::int64_t> products{0};        // tdpbusd executed
+inline std::atomic<std::int64_t> products{0};        // executed
 inline std::atomic<std::int64_t> threads_in_use{0};  // that hold a configuration
 
 inline void Require(bool condition, const char* what) {
@@ -101,12 +105,16 @@ inline void Store(int tile, std::uint8_t* to, std::int64_t stride) {
   }
 }
 
+inline void RequireOperands(int sums, int a, int b) {
+  Require(sums != a && sums != b && a != b, "a product of a tile by itself");
+  Require(Rows(sums) > 0 && Rows(sums) == Rows(a), "rows of sums and x differ");
+  Require(RowBytes(a) == 4 * Rows(b) && Rows(b) > 0, "K of x and weights differ");
+  Require(RowBytes(sums) == RowBytes(b), "columns of sums and weights differ");
+}
+
 // sums[m][n] += sum_k a[m][k] * b[k / 4][4 n + k % 4], a of unsigned and b of signed bytes.
-inline void Multiply(int sums, int a, int b) {
-  Require(sums != a && sums != b && a != b, "tdpbusd of a tile by itself");
-  Require(Rows(sums) > 0 && Rows(sums) == Rows(a), "tdpbusd: rows of sums and x differ");
-  Require(RowBytes(a) == 4 * Rows(b) && Rows(b) > 0, "tdpbusd: K of x and weights differ");
-  Require(RowBytes(sums) == RowBytes(b), "tdpbusd: columns of sums and weights differ");
+inline void MultiplyBytes(int sums, int a, int b) {
+  RequireOperands(sums, a, b);
   Tile* const tiles = ThreadState().tiles;
   for (int m = 0; m < Rows(sums); ++m) {
     std::uint32_t row[kMaxRowBytes / 4];
@@ -119,6 +127,32 @@ inline void Multiply(int sums, int a, int b) {
       }
     }
     std::memcpy(tiles[sums].bytes[m], row, sizeof row);
+  }
+  ++products;
+}
+
+// sums[m][n] += sum_k a[m][k] * b[k / 2][2 n + k % 2], of 16-bit floats.
+template <class Half>
+void MultiplyPairs(int sums, int a, int b) {
+  RequireOperands(sums, a, b);
+  const qgemm::FloatEnvironment ieee;
+  Tile* const tiles = ThreadState().tiles;
+  const auto at = [](const std::uint8_t* row, int i) {
+    Half half;
+    std::memcpy(&half, row + 2 * i, sizeof half);
+    return qgemm::ToFloat(half);
+  };
+  const int pairs = RowBytes(a) / 4;
+  for (int m = 0; m < Rows(sums); ++m) {
+    for (int n = 0; n < RowBytes(sums) / 4; ++n) {
+      float sum;
+      std::uint8_t* const to = tiles[sums].bytes[m] + 4 * n;
+      std::memcpy(&sum, to, 4);
+      sum = qgemm::test::TileSum(
+          sum, pairs, [&](int k) { return at(tiles[a].bytes[m], k); },
+          [&](int k) { return at(tiles[b].bytes[k / 2], 2 * n + k % 2); });
+      std::memcpy(to, &sum, 4);
+    }
   }
   ++products;
 }
@@ -189,8 +223,8 @@ class Instruction {
 };
 
 inline void Execute(const Instruction& i) {
-  constexpr int k49 = 0x490, k4b = 0x4b0, k5e = 0x5e0, k66 = 1, kF3 = 2, kF2 = 3;
-  if (i.opcode() != (k5e | k66)) Require(i.vvvv() == 0, "a register too many");
+  constexpr int k49 = 0x490, k4b = 0x4b0, k5c = 0x5c0, k5e = 0x5e0, k66 = 1, kF3 = 2, kF2 = 3;
+  if (i.opcode() < k5c) Require(i.vvvv() == 0, "a register too many");
   if (!i.is_register() && i.opcode() >= k4b) Require(i.has_stride(), "a tile without a stride");
   Require(i.reg() < kTiles && i.vvvv() < kTiles && (!i.is_register() || i.rm() < kTiles),
           "not a tile register");
@@ -213,7 +247,11 @@ inline void Execute(const Instruction& i) {
     case (k4b | kF3) << 1:
       return Store(i.reg(), i.address(), i.stride());
     case (k5e | k66) << 1 | 1:
-      return Multiply(i.reg(), i.rm(), i.vvvv());
+      return MultiplyBytes(i.reg(), i.rm(), i.vvvv());
+    case (k5c | kF3) << 1 | 1:
+      return MultiplyPairs<qgemm::Bf16>(i.reg(), i.rm(), i.vvvv());
+    case (k5c | kF2) << 1 | 1:
+      return MultiplyPairs<qgemm::F16>(i.reg(), i.rm(), i.vvvv());
     default:
       Require(false, "an instruction that it does not know");
   }

@@ -2,9 +2,10 @@
 // a reference in int64, over all forms of zero points, scales and outputs and sizes around every
 // tile edge. It runs under sanitizers and CPU emulators too; AMX is emulated here where the CPU has
 // all else that its kernels need. Arguments: [ISA ...]; default: all that run.
-//   engine_test code ISA ROWS COLUMNS
+//   engine_test code ISA ROWS COLUMNS [bfloat16|float16]
 // writes the code of a kernel to the standard output, for a disassembler: 128 bytes each of what
-// sets up tiles of so many rows and of what ends it, if there are such, then the tile's.
+// sets up tiles of so many rows and of what ends it, if there are such, then the tile's; of bytes,
+// or of x and weights of the type.
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -75,16 +76,23 @@ bool NamesDiffer() {
   return differ() && of_tiles;
 }
 
+// As if the CPU had them, for what emulates or only writes code.
+void AllowPairsInTiles() {
+  auto& cpu = const_cast<CpuInfo&>(Cpu());
+  cpu.amx_bf16 = cpu.amx_fp16 = true;
+}
+
 #ifdef EMULATES_AMX
 bool EmulatesAmx() { return Cpu().available.back() == Isa::kAvx512Vnni; }
 
 // The peak loop is one that the CPU accepts; all products of the emulated kernels were AMX's.
-bool RunAmx() {
+bool RunAmx(const KernelFamily& family) {
   const std::int64_t before = amx_emulator::products;
-  const PeakLoop peak = FamilyOf(Isa::kAmxInt8).peak();
+  const PeakLoop peak = family.peak();
   peak.run(2);
   const std::int64_t products = amx_emulator::products - before;
-  const bool good = double(products) * 16 * 16 * 64 == 2 * peak.macs_per_iteration && before > 0 &&
+  const double macs = 16.0 * 16 * 64 / double(SizeOf(family.a_format));
+  const bool good = double(products) * macs == 2 * peak.macs_per_iteration && before > 0 &&
                     amx_emulator::threads_in_use == 0;
   if (!good)
     std::printf("FAILED AMX: %ld products before its peak loop, %ld in it\n", long(before),
@@ -93,10 +101,23 @@ bool RunAmx() {
 }
 #endif
 
-int WriteCode(const char* isa_name, int rows, int columns) {
+int WriteCode(const std::string& isa_name, int rows, int columns, const std::string& type) {
+  AllowPairsInTiles();
   for (const Isa isa : kAllIsas) {
-    const KernelFamily& family = FamilyOf(isa);
-    if (family.isa != isa || std::string(isa_name) != IsaName(isa)) continue;
+    TileKey key;
+    key.rows = rows;
+    key.columns = columns;
+    const KernelFamily* found = &FamilyOf(isa);
+    if (type == "bfloat16") {
+      key.w = WType::kBf16;
+      found = PairsFamilyOf(isa, XType::kBf16, key.w);
+    } else if (type == "float16") {
+      key.w = WType::kF16;
+      found = PairsFamilyOf(isa, XType::kF16, key.w);
+    }
+    key.epilogue.float_sums = IsFloat(key.w);
+    if (found == nullptr || found->isa != isa || isa_name != IsaName(isa)) continue;
+    const KernelFamily& family = *found;
     const auto write = [](auto function, std::size_t bytes) {
       return std::fwrite(reinterpret_cast<const void*>(function), 1, bytes, stdout) == bytes;
     };
@@ -104,26 +125,24 @@ int WriteCode(const char* isa_name, int rows, int columns) {
     for (const int setting : {rows, 0}) {
       if (family.set_up != nullptr) good = good && write(family.set_up(setting), 128);
     }
-    TileKey key;
-    key.rows = rows;
-    key.columns = columns;
     return good && write(family.tile(key), 1024) ? 0 : 1;
   }
-  std::fprintf(stderr, "no kernels of '%s'\n", isa_name);
+  std::fprintf(stderr, "no kernels of '%s'\n", isa_name.c_str());
   return 1;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc == 5 && std::string(argv[1]) == "code") {
-    return WriteCode(argv[2], std::atoi(argv[3]), std::atoi(argv[4]));
+  if (argc >= 5 && std::string(argv[1]) == "code") {
+    return WriteCode(argv[2], std::atoi(argv[3]), std::atoi(argv[4]), argc > 5 ? argv[5] : "");
   }
   std::vector<Isa> runnable = Cpu().available;
 #ifdef EMULATES_AMX
   if (EmulatesAmx()) {
     amx_emulator::Install();
     runnable.push_back(Isa::kAmxInt8);
+    AllowPairsInTiles();
   }
 #endif
   std::vector<Isa> isas;
@@ -172,8 +191,11 @@ int main(int argc, char** argv) {
     }
   }
 #ifdef EMULATES_AMX
-  if (EmulatesAmx() && !isas.empty() && isas.back() == Isa::kAmxInt8)
-    ++(RunAmx() ? passed : failed);
+  if (EmulatesAmx() && !isas.empty() && isas.back() == Isa::kAmxInt8) {
+    ++(RunAmx(FamilyOf(Isa::kAmxInt8)) ? passed : failed);
+    ++(RunAmx(*PairsFamilyOf(Isa::kAmxInt8, XType::kBf16, WType::kBf16)) ? passed : failed);
+    ++(RunAmx(*PairsFamilyOf(Isa::kAmxInt8, XType::kF16, WType::kF16)) ? passed : failed);
+  }
 #endif
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed == 0 ? 0 : 1;

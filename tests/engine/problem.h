@@ -10,6 +10,7 @@
 #include "gemm/gemm.h"
 #include "gemm/pack.h"
 #include "gemm/quantize.h"
+#include "pair_sums.h"
 #include "pools.h"
 #include "portable/activation.h"
 #include "portable/half.h"
@@ -259,22 +260,6 @@ inline std::vector<std::uint8_t> BlockReference(const Case& c, const Problem& p)
   return out;
 }
 
-// As vdpbf16ps: of each pair the odd element first; subnormals are zeros.
-template <class Weight>
-float PairedSum(const std::vector<float>& x, const Weight& w) {
-  const auto flush = [](float v) {
-    return std::fpclassify(v) == FP_SUBNORMAL ? std::copysign(0.0F, v) : v;
-  };
-  float sum = 0;
-  for (std::int64_t q = 0; q < std::int64_t(x.size()); q += 2) {
-    for (const std::int64_t i : {q + 1, q}) {
-      const bool valid = i < std::int64_t(x.size());
-      sum = flush(std::fma(valid ? flush(x[i]) : 0, valid ? flush(w(i)) : 0, sum));
-    }
-  }
-  return sum;
-}
-
 // Float sums: products and sums fused, K ascending.
 inline std::vector<std::uint8_t> FloatReference(const Case& c, const Problem& p) {
   const auto& [m, n, k, batch, ragged] = c.shape;
@@ -282,15 +267,20 @@ inline std::vector<std::uint8_t> FloatReference(const Case& c, const Problem& p)
   std::vector<std::uint8_t> out(m * n * SizeOf(e.out));
   std::vector<float> row(k);
   const bool scaled = !IsFloat(c.spec.w);
-  const bool bf16 =
-      c.spec.x == XType::kBf16 && c.spec.w == WType::kBf16 && Bf16FamilyOf(c.isa) != nullptr;
+  const bool pairs = PairsFamilyOf(c.isa, c.spec.x, c.spec.w) != nullptr;
   const std::int64_t block = c.spec.group > 0 ? c.spec.group : std::max<std::int64_t>(k, 1);
   for (std::int64_t i = 0; i < m; ++i) {
     for (std::int64_t q = 0; q < k; ++q) row[q] = XFloat(p, c.spec.x, i * k + q);
     for (std::int64_t j = 0; j < n; ++j) {
       float y = 0;
-      if (bf16) y = PairedSum(row, [&](std::int64_t q) { return p.w_float[q * n + j]; });
-      for (std::int64_t b = 0; b < std::max<std::int64_t>(k, 1) && !bf16; b += block) {
+      if (pairs) {
+        const auto of_row = [&](std::int64_t q) { return row[q]; };
+        const auto of_column = [&, j = j](std::int64_t q) { return p.w_float[q * n + j]; };
+        const auto x = Padded(k, of_row);
+        const auto w = Padded(k, of_column);
+        y = c.isa == Isa::kAmxInt8 ? TiledSum(k, x, w) : PairedSum(k, x, w);
+      }
+      for (std::int64_t b = 0; b < std::max<std::int64_t>(k, 1) && !pairs; b += block) {
         const std::int64_t column = b / block * n + j;
         const int zero = e.w_zero ? p.w_zero[column] : 0;
         float sum = 0;

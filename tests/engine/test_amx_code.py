@@ -60,11 +60,43 @@ WIDE = [
     ("tilestored [rsi+r9*1+0xc0],tmm3", "c4a27a4b9c0ec0000000"),
 ]
 
+# Of floats: the sums from rsi, then products by pairs.
+SUMS = [
+    ("tileloadd tmm0,[rsi+r9*1]", "c4a27b4b040e"),
+    ("tileloadd tmm2,[rsi+r9*1+0x40]", "c4a27b4b540e40"),
+    ("tileloadd tmm1,[rsi+r9*1+0xe00]", "c4a27b4b8c0e000e0000"),
+    ("tileloadd tmm3,[rsi+r9*1+0xe40]", "c4a27b4b9c0e400e0000"),
+]
+BFLOAT16 = [
+    *SUMS,
+    *TALL[4:7],
+    ("tdpbf16ps tmm0,tmm4,tmm6", "c4e24a5cc4"),
+    ("tdpbf16ps tmm1,tmm5,tmm6", "c4e24a5ccd"),
+    TALL[9],
+    ("tdpbf16ps tmm2,tmm4,tmm7", "c4e2425cd4"),
+    ("tdpbf16ps tmm3,tmm5,tmm7", "c4e2425cdd"),
+    *TALL[12:],
+]
+# Weights by way of r11, interleaved.
+FLOAT16 = [
+    *SUMS,
+    *TALL[4:6],
+    ("tileloadd tmm6,[r11+r9*1]", "c4827b4b340b"),
+    ("tdpfp16ps tmm0,tmm4,tmm6", "c4e24b5cc4"),
+    ("tdpfp16ps tmm1,tmm5,tmm6", "c4e24b5ccd"),
+    ("tileloadd tmm7,[r11+r9*1+0x400]", "c4827b4bbc0b00040000"),
+    ("tdpfp16ps tmm2,tmm4,tmm7", "c4e2435cd4"),
+    ("tdpfp16ps tmm3,tmm5,tmm7", "c4e2435cdd"),
+    *TALL[12:],
+]
 
-def code(rows, columns):
+
+def code(rows, columns, *dtype):
     """Of what sets the tile registers up, what gives them back, and the tile's function."""
     run = subprocess.run(
-        [PROGRAM, "code", "amx_int8", str(rows), str(columns)], capture_output=True, timeout=60
+        [PROGRAM, "code", "amx_int8", str(rows), str(columns), *dtype],
+        capture_output=True,
+        timeout=60,
     )
     assert run.returncode == 0, run.stderr
     return run.stdout[:128], run.stdout[128:256], run.stdout[256:]
@@ -97,12 +129,17 @@ def in_order(code, patterns):
 
 
 @pytest.mark.parametrize(
-    "rows, columns, expected",
-    [(27, 32, TALL), (16, 64, WIDE)],
-    ids=["27x32", "16x64"],
+    "rows, columns, dtype, expected",
+    [
+        (27, 32, [], TALL),
+        (16, 64, [], WIDE),
+        (27, 32, ["bfloat16"], BFLOAT16),
+        (27, 32, ["float16"], FLOAT16),
+    ],
+    ids=["27x32", "16x64", "bfloat16", "float16"],
 )
-def test_tile(rows, columns, expected, tmp_path):
-    _, _, tile = code(rows, columns)
+def test_tile(rows, columns, dtype, expected, tmp_path):
+    _, _, tile = code(rows, columns, *dtype)
     assert in_order(tile, [pattern for _, pattern in expected])
     if OBJDUMP is not None:
         assert disassembled(tile, tmp_path) == [text for text, _ in expected]
@@ -129,6 +166,12 @@ def test_set_up(rows, row_counts, tmp_path):
     if OBJDUMP is not None:
         assert disassembled(set_up, tmp_path) == ["ldtilecfg [rip+0x7]"]
         assert disassembled(release, tmp_path) == ["tilerelease"]
+
+
+def test_floats_of_few_rows_go_through_tiles():
+    set_up, _, _ = code(1, 64, "bfloat16")
+    config = np.frombuffer(set_up, np.uint8, 64, 16)
+    assert config[48:].tolist() == [1, 1, 1, 1, 1, 0, 16, 16] + [0] * 8
 
 
 def test_few_rows_are_left_to_avx512_vnni():

@@ -48,9 +48,13 @@ int Avx512BwBlockMaxColumns(int rows);
 TileFn Avx512BwBlockTile(const TileKey& key);
 TileFn Avx512VnniBlockTile(const TileKey& key);
 
-int AmxInt8MaxColumns(int rows);
+int AmxMaxColumns(int rows);
 TileFn AmxInt8Tile(const TileKey& key);
 PeakLoop AmxInt8Peak();
 SetUpFn AmxInt8SetUp(int rows);
+TileFn AmxFloatTile(const TileKey& key);
+PeakLoop AmxBf16Peak();
+PeakLoop AmxFp16Peak();
+SetUpFn AmxFloatSetUp(int rows);
 
 }  // namespace qgemm

@@ -23,7 +23,11 @@ class FloatTileEmitter : public TileEmitter {
         w_(key.w),
         elements_(int(ElementsOfStep(key.w))),
         w_zero_(key.epilogue.w_zero) {
-    StartFromZeroPointTerms();
+    if (key.from_sums) {
+      LoadSums();
+    } else {
+      StartFromZeroPointTerms();
+    }
     if (w_ == WType::kBf16) LoadConstant(HighHalf(), kHighHalf);
     Begin();
     if (w_zero_) mov(reg_zeros, ptr[reg_args + offsetof(TileArgs, column_zeros)]);

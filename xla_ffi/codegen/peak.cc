@@ -8,7 +8,7 @@
 namespace qgemm {
 namespace {
 
-enum class Of { kBytes, kFloat, kBf16 };
+enum class Of { kBytes, kFloat, kBf16, kFp16 };
 
 constexpr int kSums = 12;    // independent, which hides the latency
 constexpr int kRepeats = 8;  // of all sums in one iteration
@@ -20,16 +20,14 @@ class PeakEmitter final : public Xbyak::CodeGenerator {
     L(loop);
     for (int i = 0; i < kRepeats * kSums; i += 2) {
       const int sum = i % kSums;
-      if (of == Of::kBf16) {
+      if (isa == Isa::kAmxInt8) {
+        for (const int t : {sum % 4, sum % 4 + 1}) Tiles(of, t);
+      } else if (of == Of::kBf16) {
         for (const int j : {0, 1}) vdpbf16ps(Xbyak::Zmm(sum + j), Xbyak::Zmm(14), Xbyak::Zmm(15));
       } else if (of == Of::kFloat && isa == Isa::kAvx512Bw) {
         FusedMultiplyAdd<Xbyak::Zmm>(sum);
       } else if (of == Of::kFloat) {
         FusedMultiplyAdd<Xbyak::Ymm>(sum);
-      } else if (isa == Isa::kAmxInt8) {
-        for (const int t : {sum % 4, sum % 4 + 1}) {
-          tdpbusd(Xbyak::Tmm(t), Xbyak::Tmm(4 + t / 2), Xbyak::Tmm(6 + t % 2));
-        }
       } else if (isa == Isa::kAvx512Vnni) {
         Dot<Xbyak::Zmm>(sum, Xbyak::EvexEncoding);
       } else if (isa == Isa::kAvxVnni) {
@@ -48,6 +46,17 @@ class PeakEmitter final : public Xbyak::CodeGenerator {
   }
 
  private:
+  void Tiles(Of of, int i) {
+    const Xbyak::Tmm sums(i), x(4 + i / 2), weights(6 + i % 2);
+    if (of == Of::kBf16) {
+      tdpbf16ps(sums, x, weights);
+    } else if (of == Of::kFp16) {
+      tdpfp16ps(sums, x, weights);
+    } else {
+      tdpbusd(sums, x, weights);
+    }
+  }
+
   // Two sums each: products by pairs, as in a tile, are up to a fifth faster.
   template <class Vec>
   void Dot(int sum, Xbyak::PreferredEncoding encoding) {
@@ -67,10 +76,25 @@ class PeakEmitter final : public Xbyak::CodeGenerator {
 };
 
 PeakLoop Generate(Isa isa, double macs_per_instruction, Of of = Of::kBytes) {
-  const char* name = of == Of::kBytes ? "peak" : of == Of::kFloat ? "peak_float" : "peak_bf16";
+  const char* name = of == Of::kBytes   ? "peak"
+                     : of == Of::kFloat ? "peak_float"
+                     : of == Of::kBf16  ? "peak_bf16"
+                                        : "peak_fp16";
   const auto* emitter =  // lives as long as the process
       GenerateKernel<PeakEmitter>(IsaName(isa), name, isa, of).release();
   return {emitter->getCode<void (*)(std::int64_t)>(), kRepeats * kSums * macs_per_instruction};
+}
+
+// Of 16 x 16 sums in each tile.
+template <Of of>
+PeakLoop AmxPeak(double macs_per_instruction) {
+  static const PeakLoop loop = Generate(Isa::kAmxInt8, macs_per_instruction, of);
+  const auto run = [](std::int64_t iterations) {
+    AmxInt8SetUp(32)();
+    loop.run(iterations);
+    AmxInt8SetUp(0)();
+  };
+  return {run, loop.macs_per_iteration};
 }
 
 }  // namespace
@@ -110,14 +134,8 @@ PeakLoop Avx512VnniPeak() {
   return loop;
 }
 
-PeakLoop AmxInt8Peak() {
-  static const PeakLoop loop = Generate(Isa::kAmxInt8, 16 * 16 * 64);
-  const auto run = [](std::int64_t iterations) {
-    AmxInt8SetUp(32)();
-    loop.run(iterations);
-    AmxInt8SetUp(0)();
-  };
-  return {run, loop.macs_per_iteration};
-}
+PeakLoop AmxInt8Peak() { return AmxPeak<Of::kBytes>(16 * 16 * 64); }
+PeakLoop AmxBf16Peak() { return AmxPeak<Of::kBf16>(16 * 16 * 32); }
+PeakLoop AmxFp16Peak() { return AmxPeak<Of::kFp16>(16 * 16 * 32); }
 
 }  // namespace qgemm

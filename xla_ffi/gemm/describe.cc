@@ -56,11 +56,11 @@ CallLine DescribeGemm(const Plan& plan) {
   }
   line.shape += Dims(shape.m, shape.n) + "x" + std::to_string(shape.k);
   if (const TileKey* tile = MainTile(plan)) {
-    const char* rows = plan.in_place                             ? "in_place"
-                       : !IsFloat(spec.x)                        ? "copied"
-                       : plan.family->a_format == AFormat::kBf16 ? "copied"
-                       : spec.FloatSums()                        ? "widened"
-                                                                 : "quantized";
+    const bool copied = !IsFloat(spec.x) || IsAsItIs(plan.family->a_format);
+    const char* rows = plan.in_place      ? "in_place"
+                       : copied           ? "copied"
+                       : spec.FloatSums() ? "widened"
+                                          : "quantized";
     line.kernel = Name(*tile);
     line.plan = "tile:" + Dims(tile->rows, tile->columns) + " block:" + Block(plan) +
                 " items:" + std::to_string(plan.items.size()) +

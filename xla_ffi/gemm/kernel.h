@@ -103,8 +103,13 @@ using TileFn = void (*)(const TileArgs*);
 // ---------------------------------------------------------------- rows of x
 
 // How a family wants x: unsigned bytes, or the same values as int16, int8 x being shifted by +128;
-// or f32; or float x quantized symmetrically by groups to signed bytes; or bfloat16 as it is.
-enum class AFormat : std::uint8_t { kU8, kS16, kF32, kS8Groups, kBf16 };
+// or f32; or float x quantized symmetrically by groups to signed bytes; or 16-bit floats as they
+// are.
+enum class AFormat : std::uint8_t { kU8, kS16, kF32, kS8Groups, kBf16, kF16 };
+
+constexpr bool IsAsItIs(AFormat format) {
+  return format == AFormat::kBf16 || format == AFormat::kF16;
+}
 
 constexpr std::int64_t SizeOf(AFormat format) {
   switch (format) {
@@ -112,6 +117,7 @@ constexpr std::int64_t SizeOf(AFormat format) {
       return 4;
     case AFormat::kS16:
     case AFormat::kBf16:
+    case AFormat::kF16:
       return 2;
     case AFormat::kU8:
     case AFormat::kS8Groups:
@@ -188,14 +194,16 @@ struct KernelFamily {
   SetUpFn (*set_up)(int rows) = nullptr;
   // Of a family for large products, the second of its ISA, whose kernels start from sums.
   std::unique_ptr<PanelSplitter> (*make_splitter)() = nullptr;
+  // What the CPU needs beside the ISA.
+  bool CpuInfo::* needs = nullptr;
 };
 
 // Of int8 weights; of float sums; of weights in blocks and a quantized x.
 const KernelFamily& FamilyOf(Isa isa);
 const KernelFamily& FloatFamilyOf(Isa isa);
 const KernelFamily& BlockFamilyOf(Isa isa);
-// Of bfloat16 on both sides; null where there is none.
-const KernelFamily* Bf16FamilyOf(Isa isa);
+// Of x and weights of one type of 16 bits, multiplied by pairs; null where there is none.
+const KernelFamily* PairsFamilyOf(Isa isa, XType x, WType w);
 // The family of sums in int16; null where there is none.
 const KernelFamily* Acc16FamilyOf(Isa isa);
 

@@ -27,8 +27,8 @@ const KernelFamily kFamilies[] = {
     {Isa::kAvxVnni, AFormat::kU8, 6, 64, AvxVnniMaxColumns, AvxVnniTile, AvxVnniRows, AvxVnniPeak},
     {Isa::kAvx512Vnni, AFormat::kU8, 6, 64, Avx512VnniMaxColumns, Avx512VnniTile, Avx512VnniRows,
      Avx512VnniPeak},
-    {Isa::kAmxInt8, AFormat::kU8, 32, 1024, AmxInt8MaxColumns, AmxInt8Tile, Avx512VnniRows,
-     AmxInt8Peak, AmxInt8SetUp},
+    {Isa::kAmxInt8, AFormat::kU8, 32, 1024, AmxMaxColumns, AmxInt8Tile, Avx512VnniRows, AmxInt8Peak,
+     AmxInt8SetUp},
     {Isa::kAvx2, AFormat::kF32, 6, 16, Avx2FloatMaxColumns, Avx2FloatTile, Avx2FloatRows,
      Avx2FloatPeak},
     {Isa::kAvx512Bw, AFormat::kF32, 6, 16, Avx512FloatMaxColumns, Avx512FloatTile, Avx512FloatRows,
@@ -47,18 +47,21 @@ const KernelFamily kFamilies[] = {
     {Isa::kAvx512Vnni, AFormat::kS8Groups, 3, 48, Avx512BwBlockMaxColumns, Avx512VnniBlockTile,
      Avx512VnniRows, nullptr},
     {Isa::kAvx512Vnni, AFormat::kBf16, 6, 32, Avx512VnniMaxColumns, Avx512VnniTile, Avx512FloatRows,
-     Avx512Bf16Peak},
-    {Isa::kAmxInt8, AFormat::kBf16, 6, 32, Avx512VnniMaxColumns, Avx512VnniTile, Avx512FloatRows,
-     Avx512Bf16Peak},
+     Avx512Bf16Peak, nullptr, nullptr, &CpuInfo::avx512_bf16},
+    {Isa::kAmxInt8, AFormat::kBf16, 32, 512, AmxMaxColumns, AmxFloatTile, Avx512FloatRows,
+     AmxBf16Peak, AmxFloatSetUp, nullptr, &CpuInfo::amx_bf16},
+    {Isa::kAmxInt8, AFormat::kF16, 32, 512, AmxMaxColumns, AmxFloatTile, Avx512FloatRows,
+     AmxFp16Peak, AmxFloatSetUp, nullptr, &CpuInfo::amx_fp16},
     {Isa::kAmxInt8, AFormat::kS8Groups, 3, 48, Avx512BwBlockMaxColumns, Avx512VnniBlockTile,
      Avx512VnniRows, nullptr},
 #endif
 };
 
-// Null where the ISA has none.
+// Null where the ISA has none, or this CPU lacks what it needs.
 const KernelFamily* FindFamily(Isa isa, AFormat format) {
   for (const KernelFamily& family : kFamilies) {
-    if (family.isa == isa && family.a_format == format) return &family;
+    if (family.isa != isa || family.a_format != format) continue;
+    if (family.needs == nullptr || Cpu().*family.needs) return &family;
   }
   return nullptr;
 }
@@ -81,8 +84,10 @@ const KernelFamily& FamilyOf(Isa isa) {
 const KernelFamily& FloatFamilyOf(Isa isa) { return FamilyOf(isa, AFormat::kF32); }
 const KernelFamily& BlockFamilyOf(Isa isa) { return FamilyOf(isa, AFormat::kS8Groups); }
 
-const KernelFamily* Bf16FamilyOf(Isa isa) {
-  return Cpu().bf16_pairs ? FindFamily(isa, AFormat::kBf16) : nullptr;
+const KernelFamily* PairsFamilyOf(Isa isa, XType x, WType w) {
+  if (x == XType::kBf16 && w == WType::kBf16) return FindFamily(isa, AFormat::kBf16);
+  if (x == XType::kF16 && w == WType::kF16) return FindFamily(isa, AFormat::kF16);
+  return nullptr;
 }
 
 const KernelFamily* Acc16FamilyOf(Isa isa) {

@@ -211,10 +211,9 @@ std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
   auto plan = std::make_shared<Plan>();
   plan->key = key;
   const bool floats = key.spec.FloatSums(), blocks = IsBlocks(key.spec.w);
-  const bool bf16 =
-      key.spec.x == XType::kBf16 && key.spec.w == WType::kBf16 && Bf16FamilyOf(key.isa) != nullptr;
+  const KernelFamily* const pairs = PairsFamilyOf(key.isa, key.spec.x, key.spec.w);
   plan->family = key.acc16 ? Acc16FamilyOf(key.isa)
-                 : bf16    ? Bf16FamilyOf(key.isa)
+                 : pairs   ? pairs
                  : floats  ? &FloatFamilyOf(key.isa)
                  : blocks  ? &BlockFamilyOf(key.isa)
                            : &FamilyOf(key.isa);
@@ -237,7 +236,7 @@ std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
   plan->k_blocks = blocked ? KBlocks(key.shape.k, epilogue.w_zero, key.spec.group) : 1;
   plan->k_block =
       plan->k_blocks > 1 ? KBlock(epilogue.w_zero, key.spec.group) : plan->layout.PaddedK();
-  const bool same_format = bf16 ? true
+  const bool same_format = pairs ? true
                            : floats
                                ? key.spec.x == XType::kF32
                                : key.spec.x == XType::kU8 && plan->family->a_format == AFormat::kU8;

@@ -33,7 +33,7 @@ void PreparedRows::Prepare(const Plan& plan, const GemmOperands& operands, std::
   const std::int64_t x_size = SizeOf(x_type);
   const bool widened = format == AFormat::kF32;
   const bool grouped = format == AFormat::kS8Groups;
-  const bool as_it_is = format == AFormat::kBf16;
+  const bool as_it_is = IsAsItIs(format);
   const bool dynamic = IsFloat(x_type) && !widened && !grouped && !as_it_is;
   const std::int32_t shift = ZeroShift(x_type);
 

@@ -10,6 +10,7 @@
 //   y[m,n]   = activation(sum * w_scale[n] + bias[n] + residual[m,n])    no scale of float weights
 // With bfloat16 on both sides, where the CPU multiplies pairs of them (AVX512_BF16): the same for
 // each odd k, then the even one before it, subnormal numbers counting as zeros before and after.
+// AMX has that of bfloat16 and of float16, each 32 elements of K in two sums of even and of odd k.
 // With weights in blocks, groups g of K that bring a scale d and a minimum c (where they have none,
 // c = -offset * d, offset 8 or 128): w[k,n] = d[g,n] * q[k,n] + c[g,n]. Either x stays float and w
 // is that, as one rounding has it, in float sums; or x is quantized, each row's part in a group

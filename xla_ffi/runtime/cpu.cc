@@ -46,6 +46,7 @@ std::vector<Feature> Features(const XCpu& cpu) {
       {"amx_tile", cpu.has(XCpu::tAMX_TILE)},
       {"amx_int8", cpu.has(XCpu::tAMX_INT8)},
       {"amx_bf16", cpu.has(XCpu::tAMX_BF16)},
+      {"amx_fp16", cpu.has(XCpu::tAMX_FP16)},
   };
 }
 
@@ -125,11 +126,13 @@ CpuInfo Detect() {
     info.available.push_back(Isa::kAvxVnni);
   }
   if (avx512_vnni) info.available.push_back(Isa::kAvx512Vnni);
-  info.bf16_pairs = avx512_vnni && cpu.has(XCpu::tAVX512_BF16);
+  info.avx512_bf16 = avx512_vnni && cpu.has(XCpu::tAVX512_BF16);
   // Its kernels finish what the tiles leave with AVX-512 VNNI.
   const bool amx_int8 = avx512_vnni && cpu.has(XCpu::tAMX_TILE) && cpu.has(XCpu::tAMX_INT8);
   if (amx_int8 && MayUseTiles()) {
     info.available.push_back(Isa::kAmxInt8);
+    info.amx_bf16 = cpu.has(XCpu::tAMX_BF16);
+    info.amx_fp16 = cpu.has(XCpu::tAMX_FP16);
   } else if (amx_int8) {
     info.limited_by = "the operating system does not let this process use AMX";
   }

@@ -21,8 +21,9 @@ struct CpuInfo {
   std::string brand;
   std::vector<std::string> features;  // the ones a kernel family asks for, as far as present
   std::vector<Isa> available;         // ascending, never empty: portable always runs
-  bool bf16_pairs = false;            // AVX512_BF16 beside Isa::kAvx512Vnni
-  std::string limited_by;             // why something better does not run, else empty
+  // Pairs of 16-bit floats multiplied: beside Isa::kAvx512Vnni, beside Isa::kAmxInt8.
+  bool avx512_bf16 = false, amx_bf16 = false, amx_fp16 = false;
+  std::string limited_by;  // why something better does not run, else empty
   std::size_t l1d_bytes = 32 << 10;
   std::size_t l2_bytes = 512 << 10;
   std::size_t l3_bytes = 8 << 20;
