@@ -109,13 +109,13 @@ if len(jq.cpu_info()["isa_available"]) < 3:
     sys.exit("one family")
 from jax_qgemm import native
 first, *_, last = jq.cpu_info()["isa_available"][1:]
-native.extension.measure_peak(first, 1, 0.001)
+native.extension.measure_peak(first, "int8", 1, 0.001)
 def listed(pid):
     with open(f"/tmp/perf-{pid}.map") as file:
         return [line.split()[2] for line in file]
 child = os.fork()
 if child == 0:
-    native.extension.measure_peak(last, 1, 0.001)
+    native.extension.measure_peak(last, "int8", 1, 0.001)
     os._exit(0)
 os.waitpid(child, 0)
 print(*listed(os.getpid()), "child", *listed(child), "expected", first, last)

@@ -94,8 +94,16 @@ std::vector<std::string> DumpKernelsChecked(const std::string& folder) {
   }
 }
 
-double MeasurePeak(const std::string& isa, int threads, double seconds) {
-  const KernelFamily& family = FamilyOf(IsaFromName(isa));
+const KernelFamily& FamilyFor(Isa isa, const std::string& arithmetic) {
+  if (arithmetic == "int8") return FamilyOf(isa);
+  const KernelFamily* const pairs =
+      arithmetic == "bf16" ? PairsFamilyOf(isa, XType::kBf16, WType::kBf16) : nullptr;
+  return pairs != nullptr ? *pairs : FloatFamilyOf(isa);
+}
+
+double MeasurePeak(const std::string& isa, const std::string& arithmetic, int threads,
+                   double seconds) {
+  const KernelFamily& family = FamilyFor(IsaFromName(isa), arithmetic);
   if (threads < 1) throw nb::value_error("threads must be at least 1");
   const nb::gil_scoped_release release;
   return MeasurePeakGops(family, threads, seconds);
@@ -119,6 +127,7 @@ NB_MODULE(_native, m) {
         "Writes kernels into a folder from now on.");
   m.def("dump_kernels", &qgemm::DumpKernelsChecked, nb::arg("folder"),
         "Writes the kernels there are into a folder; their paths.");
-  m.def("measure_peak", &qgemm::MeasurePeak, nb::arg("isa"), nb::arg("threads"), nb::arg("seconds"),
-        "Int8 GOPS of a register-only loop; 0 if the ISA has none.");
+  m.def("measure_peak", &qgemm::MeasurePeak, nb::arg("isa"), nb::arg("arithmetic"),
+        nb::arg("threads"), nb::arg("seconds"),
+        "GOPS of a register-only loop of int8, f32 or bf16; 0 if the ISA has none.");
 }

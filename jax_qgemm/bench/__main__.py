@@ -4,6 +4,7 @@
     python -m jax_qgemm.bench --shapes quick --seconds 0.3
     python -m jax_qgemm.bench --shapes 32x3072x768,32x768x3072 --json gain.json --plot gain.png
     python -m jax_qgemm.bench --shapes bert --against xla,ort
+    python -m jax_qgemm.bench --weights int4 --shapes llm
     python -m jax_qgemm.bench --isa avx2
 
 Times the same layers, all threads, by this library, by XLA's own float32, bfloat16 and int8, and
@@ -21,7 +22,7 @@ import sys
 from collections.abc import Sequence
 
 from jax_qgemm.bench import plot, report
-from jax_qgemm.bench.contestants import WrongResultError
+from jax_qgemm.bench.contestants import WEIGHTS, WrongResultError
 from jax_qgemm.bench.libraries import PEERS, choose
 from jax_qgemm.bench.measure import measure
 from jax_qgemm.bench.results import Report
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     length = options.layers, options.seconds, options.repeats
     with config.limit_isa(options.isa):
         try:
-            found = measure(options.shapes, libraries, *length, notes)
+            found = measure(options.shapes, libraries, *length, notes, options.weights)
         except WrongResultError as error:
             sys.exit(f"not timed: {error}")
     if not found.results:
@@ -83,6 +84,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PEER,…",
         type=_peers,
         help=f"of {', '.join(PEERS)} (default: all that are installed)",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default="int8",
+        help="how the weights are stored (default: %(default)s)",
     )
     parser.add_argument(
         "--isa",

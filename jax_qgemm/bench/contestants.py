@@ -29,17 +29,21 @@ class Contestant:
       element_bytes: of one element of x, of the weight and of the result.
       tolerance: largest error allowed; the exact product has a standard deviation of 1.
       static: whether it computes quantize(relu(x @ w + bias)), else x @ w.
-      int8: whether it multiplies in int8, so that the machine's int8 peak is its measure.
+      arithmetic: "int8", "f32" or "bf16", what it multiplies: the machine's peak of that is its
+        measure.
+      weights: of `WEIGHTS`, how its weight is stored; empty for a float one, which all are compared
+        with.
     """
 
     name: str
     title: str
     library: str
     column: str
-    element_bytes: tuple[int, int, int]
+    element_bytes: tuple[float, float, float]
     tolerance: float
     static: bool = False
-    int8: bool = True
+    arithmetic: str = "int8"
+    weights: str = "int8"
 
     @property
     def own(self) -> bool:
@@ -48,18 +52,25 @@ class Contestant:
 
     def rivals(self, other: Contestant) -> bool:
         """Whether the two are compared: XLA's with all, a peer's with that of its own kind."""
-        return (
-            self.own and not other.own and (other.library == "xla" or self.static == other.static)
-        )
+        alike = self.static == other.static and self.arithmetic == other.arithmetic
+        return self.own and not other.own and (other.library == "xla" or alike)
 
-    def bytes_moved(self, shape: Shape) -> int:
+    def bytes_moved(self, shape: Shape) -> float:
         """Of x, the weight and the result, each touched once."""
         x, w, result = self.element_bytes
         return shape.m * shape.k * x + shape.k * shape.n * w + shape.m * shape.n * result
 
 
+# How weights are stored, and the arithmetic that products with them are measured by.
+WEIGHTS = {"int8": "int8", "int4": "int8", "fp16": "f32", "bf16": "bf16"}
+
 _DYNAMIC = dict(element_bytes=(4, 1, 4), tolerance=0.25)
 _STATIC = dict(element_bytes=(1, 1, 1), tolerance=0.2, static=True)
+# 4 bits, and 16 for the scale of 32 of them.
+_INT4 = dict(element_bytes=(4, 4.5 / 8, 4), tolerance=0.25, weights="int4")
+_INT4_FLOAT = _INT4 | dict(tolerance=1e-3, arithmetic="f32")
+_FP16 = dict(element_bytes=(4, 2, 4), tolerance=1e-2, arithmetic="f32", weights="fp16")
+_BF16 = dict(element_bytes=(2, 2, 2), tolerance=0.1, arithmetic="bf16", weights="bf16")
 
 
 def _pair(name: str, title: str, library: str, column: str) -> tuple[Contestant, Contestant]:
@@ -73,13 +84,35 @@ def _pair(name: str, title: str, library: str, column: str) -> tuple[Contestant,
 CONTESTANTS = (
     Contestant("dot", "dot f32→f32", "own", "", **_DYNAMIC),
     Contestant("quantized_linear", "quantized_linear u8→u8", "own", "", **_STATIC),
-    Contestant("xla_f32", "XLA f32", "xla", "f32", (4, 4, 4), tolerance=1e-3, int8=False),
-    Contestant("xla_bf16", "XLA bf16", "xla", "bf16", (2, 2, 2), tolerance=0.1, int8=False),
+    Contestant("dot_int4", "dot int4 f32→f32", "own", "", **_INT4),
+    Contestant("dot_int4_weight_only", "dot int4, x kept", "own", "", **_INT4_FLOAT),
+    Contestant("dot_fp16", "dot fp16 f32→f32", "own", "", **_FP16),
+    Contestant("dot_bf16", "dot bf16 bf16→bf16", "own", "", **_BF16),
+    Contestant("xla_f32", "XLA f32", "xla", "f32", (4, 4, 4), 1e-3, arithmetic="f32", weights=""),
+    Contestant(
+        "xla_bf16", "XLA bf16", "xla", "bf16", (2, 2, 2), 0.1, arithmetic="bf16", weights=""
+    ),
     Contestant("xla_int8", "XLA int8 s8→u8", "xla", "int8", **_STATIC),
     *_pair("ort", "ONNX Runtime", "ort", "ORT"),
     *_pair("fbgemm", "FBGEMM", "torch_fbgemm", "FBGEMM"),
     *_pair("onednn", "oneDNN", "torch_onednn", "oneDNN"),
+    Contestant("ort_int4", "ONNX Runtime int4", "ort", "ORT", **_INT4),
+    Contestant("ort_int4_float", "ONNX Runtime int4, x kept", "ort", "ORT", **_INT4_FLOAT),
+    Contestant("fbgemm_fp16", "FBGEMM fp16", "torch_fbgemm", "FBGEMM", **_FP16),
+    Contestant("onednn_bf16", "oneDNN bf16", "torch_onednn", "oneDNN", **_BF16),
 )
+
+
+def contest(weights: str) -> tuple[Contestant, ...]:
+    """Those with such weights, and with float ones."""
+    return tuple(c for c in CONTESTANTS if c.weights in (weights, ""))
+
+
+def _wanted(contestant: Contestant, layer: Layer) -> np.ndarray:
+    """What it computes: with so few bits, the product with the values that they stand for."""
+    if contestant.weights == "int4":
+        return layer.int4_product
+    return layer.activated if contestant.static else layer.product
 
 
 def check(contestant: Contestant, layers: list[Layer], outputs: Iterable) -> float:
@@ -90,7 +123,7 @@ def check(contestant: Contestant, layers: list[Layer], outputs: Iterable) -> flo
     """
     worst = 0.0
     for layer, output in zip(layers, outputs, strict=True):
-        want = layer.activated if contestant.static else layer.product
+        want = _wanted(contestant, layer)
         got = np.asarray(output, np.float32)
         if contestant.static:
             got = got * layer.out_scale

@@ -11,6 +11,8 @@ import numpy as np
 
 from jax_qgemm.bench.shapes import Shape
 
+INT4_GROUP = 32  # along K
+
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
@@ -52,6 +54,28 @@ class Layer:
     def w_scale(self) -> np.ndarray:
         """f32 [N], of `w_int8`."""
         return np.abs(self.w).max(axis=0) / np.float32(127)
+
+    @property
+    def w_int4_scale(self) -> np.ndarray:
+        """f16 [⌈K / INT4_GROUP⌉, N], of `w_int4`."""
+        starts = np.arange(0, self.w.shape[0], INT4_GROUP)
+        scale = np.maximum.reduceat(np.abs(self.w), starts, axis=0) / np.float32(7)
+        return scale.astype(np.float16)
+
+    @property
+    def w_int4(self) -> np.ndarray:
+        """uint8 [K, N] below 16, 8 standing for 0."""
+        return (np.rint(self.w / self._each(self.w_int4_scale)).clip(-8, 7) + 8).astype(np.uint8)
+
+    @property
+    def int4_product(self) -> np.ndarray:
+        """f32 [M, N], x times the values of `w_int4`."""
+        values = self.w_int4.astype(np.float32) - 8
+        return self.x @ (values * self._each(self.w_int4_scale))
+
+    def _each(self, scale: np.ndarray) -> np.ndarray:
+        """The scale of each element of w."""
+        return scale.astype(np.float32).repeat(INT4_GROUP, axis=0)[: self.w.shape[0]]
 
     @property
     def w_int8(self) -> np.ndarray:

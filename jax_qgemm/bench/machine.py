@@ -1,4 +1,4 @@
-"""What the machine can do: its threads, its int8 peak, the bandwidth of its memory."""
+"""What the machine can do: its threads, its peak, the bandwidth of its memory."""
 
 from __future__ import annotations
 
@@ -24,12 +24,16 @@ def threads() -> int:
     return os.cpu_count() or 1
 
 
-def measure_peak(seconds: float = 0.01) -> float | None:
-    """Int8 GOPS of all threads in a loop on registers; None where the kernels have no such loop."""
+def measure_peak(arithmetic: str, seconds: float = 0.01) -> float | None:
+    """GOPS of all threads in a loop on registers; None where the kernels have no such loop.
+
+    Args:
+      arithmetic: "int8", "f32" or "bf16", that is f32 on a CPU without products of bf16.
+    """
     if native.extension is None:
         return None
     isa = native.cpu_info()["isa_selected"]
-    return native.extension.measure_peak(isa, threads(), seconds) or None
+    return native.extension.measure_peak(isa, arithmetic, threads(), seconds) or None
 
 
 class Bandwidth:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from jax_qgemm.bench import machine
-from jax_qgemm.bench.contestants import CONTESTANTS, WrongResultError
+from jax_qgemm.bench.contestants import WEIGHTS, WrongResultError, contest
 from jax_qgemm.bench.libraries import Library
 from jax_qgemm.bench.process import Process, WorkerError
 from jax_qgemm.bench.results import Report, Result, environment
@@ -25,6 +25,7 @@ def measure(
     seconds: float,
     rounds: int | None = None,
     notes: Iterable[str] = (),
+    weights: str = "int8",
 ) -> Report:
     """Check and time all contestants of the libraries on up to `layers` layers of each shape.
 
@@ -32,11 +33,12 @@ def measure(
 
     Args:
       notes: what the report is to say besides on contestants not timed.
+      weights: whose contest it is, of `WEIGHTS`.
 
     Raises:
       WrongResultError: this library does not compute the product.
     """
-    with Team(libraries, notes) as team:
+    with Team(libraries, notes, weights) as team:
         found = environment(team.versions)
         bandwidth = machine.Bandwidth()
         results: list[Result] = []
@@ -45,7 +47,7 @@ def measure(
             print(f"[{i}/{len(shapes)}] {shape}", file=sys.stderr, flush=True)
             results += team.measure(shape, layers, seconds, rounds)
             rates.append(bandwidth.measure())
-    return Report(tuple(results), found, max(rates), tuple(team.notes))
+    return Report(tuple(results), found, max(rates), tuple(team.notes), weights)
 
 
 class Team:
@@ -56,9 +58,12 @@ class Team:
       versions: of the libraries, where they say one.
     """
 
-    def __init__(self, libraries: Sequence[Library], notes: Iterable[str] = ()):
+    def __init__(
+        self, libraries: Sequence[Library], notes: Iterable[str] = (), weights: str = "int8"
+    ):
         self.notes = list(notes)
         self.versions: list[str] = []
+        self._weights = weights
         self._libraries = {library.name: library for library in libraries}
         self._workers: dict[str, Process] = {}
 
@@ -85,15 +90,18 @@ class Team:
         """One shape; see the function `measure`."""
         count = shape.layers(layers)
         errors = self._prepare(shape, count)
-        racing = {c.name: c for c in CONTESTANTS if c.name in errors}
+        racing = {c.name: c for c in contest(self._weights) if c.name in errors}
         turns = {
             c.name: functools.partial(self._turn, c.library, c.name, shape) for c in racing.values()
         }
         peaks: list[float | None] = []
-        samples = alternate(turns, seconds, rounds, lambda: peaks.append(machine.measure_peak()))
+        arithmetic = WEIGHTS[self._weights]
+        samples = alternate(
+            turns, seconds, rounds, lambda: peaks.append(machine.measure_peak(arithmetic))
+        )
         peak = statistics.median(known) if (known := list(filter(None, peaks))) else None
         return [
-            Result(shape, count, c, Timing.of(samples[name], count), errors[name], peak)
+            Result(shape, count, c, Timing.of(samples[name], count), errors[name], peak, arithmetic)
             for name, c in racing.items()
             if c.library in self._workers
         ]
@@ -102,8 +110,8 @@ class Team:
         """The errors of those contestants that compute the product."""
         errors = {}
         for library in list(self._workers):
-            found = self._ask(library, Process.prepare, shape, count, at=shape) or {}
-            for name, answer in found.items():
+            found = self._ask(library, Process.prepare, shape, count, self._weights, at=shape)
+            for name, answer in (found or {}).items():
                 if "error" in answer:
                     errors[name] = answer["error"]
                 elif "wrong" in answer and library == "own":

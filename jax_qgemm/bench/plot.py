@@ -5,12 +5,16 @@ from __future__ import annotations
 import itertools
 import os
 
-from jax_qgemm.bench.contestants import CONTESTANTS
+from jax_qgemm.bench.contestants import CONTESTANTS, WEIGHTS
 from jax_qgemm.bench.results import Report
 
 MARKS = {  # ours stand out; circles for float32 in and out, squares for quantized, else crosses
     "dot": ("o", "#0b6e4f"),
     "quantized_linear": ("s", "#3fb27f"),
+    "dot_int4": ("o", "#0b6e4f"),
+    "dot_int4_weight_only": ("s", "#3fb27f"),
+    "dot_fp16": ("o", "#0b6e4f"),
+    "dot_bf16": ("o", "#0b6e4f"),
     "xla_f32": ("x", "#6b7680"),
     "xla_bf16": ("+", "#6b7680"),
     "xla_int8": ("1", "#6b7680"),
@@ -20,6 +24,10 @@ MARKS = {  # ours stand out; circles for float32 in and out, squares for quantiz
     "fbgemm_static": ("s", "#c77d2e"),
     "onednn_dynamic": ("o", "#8e5ea2"),
     "onednn_static": ("s", "#8e5ea2"),
+    "ort_int4": ("o", "#4a7fb5"),
+    "ort_int4_float": ("s", "#4a7fb5"),
+    "fbgemm_fp16": ("o", "#c77d2e"),
+    "onednn_bf16": ("o", "#8e5ea2"),
 }
 _NAMED = 10  # shapes: names of more would cover each other
 _ENDS = 0.6, 2.5  # the roof reaches that much beyond the outermost points
@@ -28,7 +36,7 @@ _ENDS = 0.6, 2.5  # the roof reaches that much beyond the outermost points
 def save(report: Report, path: str | os.PathLike) -> None:
     """Write achieved GOPS over arithmetic intensity, a mark for each result, to an image file.
 
-    The roofs are the int8 peak and what memory delivers at that intensity; what stays in caches
+    The roofs are the peak and what memory delivers at that intensity; what stays in caches
     reaches above. The type follows the name's ending. Raises ModuleNotFoundError without
     matplotlib, ValueError for an ending that matplotlib does not know.
     """
@@ -76,7 +84,7 @@ def _draw_roof(axes, report: Report) -> None:
     found = [result.intensity for result in report.results]
     label = f"memory, {report.bandwidth:.0f} GB/s"
     if report.peak is not None:
-        label = f"int8 peak, {report.peak:.0f} GOPS; {label}"
+        label = f"{WEIGHTS[report.weights]} peak, {report.peak:.0f} GOPS; {label}"
     corners = roof(report, min(found) * _ENDS[0], max(found) * _ENDS[1])
     axes.plot(*corners, color="black", linewidth=0.9, label=label)
 

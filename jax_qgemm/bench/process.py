@@ -72,9 +72,11 @@ class Process:
         """
         return self._answer(timeout)
 
-    def prepare(self, shape: Shape, layers: int, timeout: float = _PREPARE) -> dict[str, dict]:
+    def prepare(
+        self, shape: Shape, layers: int, weights: str = "int8", timeout: float = _PREPARE
+    ) -> dict[str, dict]:
         """`Worker.prepare`."""
-        return self._ask(timeout, do="prepare", shape=shape, layers=layers)
+        return self._ask(timeout, do="prepare", shape=shape, layers=layers, weights=weights)
 
     def turn(self, contestant: str, timeout: float = _TURN) -> list[float]:
         """`Worker.turn`."""

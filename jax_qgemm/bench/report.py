@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from jax_qgemm.bench.contestants import CONTESTANTS
+from jax_qgemm.bench.contestants import CONTESTANTS, WEIGHTS
 from jax_qgemm.bench.results import Report, Result, geometric_mean
 
 _HEAD = ("M×N×K", "", "µs", "best", "spread", "GOPS", "peak", "GB/s")
 _NOTES = """\
 µs: median per layer of one program; best: the fastest call; spread: 10th to 90th percentile over
-the median; peak: part of the int8 peak, the median of a loop on registers that takes turns with
+the median; peak: part of the peak, the median of a loop on registers that takes turns with
 the programs; GB/s: weights read, for few rows; then how many times faster than each other and than
-the best of them. dot quantizes f32 activations on the fly. quantized_linear and XLA's int8 have
-quantized activations, bias, relu and a requantized result; XLA's f32 and bf16 the bare product."""
+the best of them. """
+_OF_WEIGHTS = {
+    "int8": """\
+dot quantizes f32 activations on the fly. quantized_linear and XLA's int8 have
+quantized activations, bias, relu and a requantized result; XLA's f32 and bf16 the bare product.""",
+    "int4": """\
+Weights have 4 bits and a scale for each 32 along K. Activations are quantized to int8 by the same
+groups, by ONNX Runtime too (accuracy_level 4), or kept as they are.""",
+    "fp16": "Activations and sums are f32.",
+    "bf16": "Activations and results are bf16, too, but for XLA's f32; sums are f32.",
+}
 _PEER_NOTES = """\
 Peers do what the function of this library does that they are compared with. Each library runs in
 a process of its own, with as many threads and else with its defaults, and is stopped while others
@@ -22,11 +31,14 @@ part of their time; all others run their layers as one program."""
 def head(report: Report) -> str:
     """What was measured where, one line each."""
     lines = [f"- {name}: {value}" for name, value in report.environment.items()]
+    arithmetic = WEIGHTS[report.weights]
     if report.peak is None:
-        lines.append("- int8 peak: not known for this ISA")
+        lines.append(f"- {arithmetic} peak: not known for this ISA")
     else:
         least = min(report.peaks)
-        lines.append(f"- int8 peak: {least:.0f} to {report.peak:.0f} GOPS, by the shape's turn")
+        lines.append(
+            f"- {arithmetic} peak: {least:.0f} to {report.peak:.0f} GOPS, by the shape's turn"
+        )
     lines.append(f"- memory: {_short(report.bandwidth)} GB/s read by all threads")
     lines += [f"- not timed: {note}" for note in report.notes]
     if report.unsteady:
@@ -77,7 +89,9 @@ def conclusion(report: Report) -> str:
 def text(report: Report) -> str:
     """The whole that the command prints."""
     peers = any(not (r.contestant.own or r.contestant.library == "xla") for r in report.results)
-    notes = f"{_NOTES}\n\n{_PEER_NOTES}" if peers else _NOTES
+    notes = _NOTES + _OF_WEIGHTS[report.weights]
+    if peers:
+        notes += f"\n\n{_PEER_NOTES}"
     return "\n\n".join((head(report), table(report), notes, conclusion(report)))
 
 

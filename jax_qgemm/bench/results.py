@@ -13,7 +13,7 @@ import jaxlib
 import numpy as np
 
 from jax_qgemm import native
-from jax_qgemm.bench.contestants import CONTESTANTS, Contestant
+from jax_qgemm.bench.contestants import Contestant, contest
 from jax_qgemm.bench.machine import threads
 from jax_qgemm.bench.shapes import Shape
 from jax_qgemm.bench.timing import Timing
@@ -30,8 +30,9 @@ class Result:
 
     Attributes:
       error: as measured by `contestants.check`.
-      peak: GOPS of the machine's int8 peak, the median of samples taken between the turns at this
+      peak: GOPS of the machine's peak, the median of samples taken between the turns at this
         shape; None where it is not known.
+      peak_of: the arithmetic whose peak that is.
     """
 
     shape: Shape
@@ -40,6 +41,7 @@ class Result:
     timing: Timing
     error: float
     peak: float | None
+    peak_of: str = "int8"
 
     @property
     def gops(self) -> float:
@@ -61,8 +63,9 @@ class Result:
 
     @property
     def part_of_peak(self) -> float | None:
-        """The part of the peak that an int8 contestant reaches."""
-        return self.gops / self.peak if self.peak and self.contestant.int8 else None
+        """The part of the peak that a contestant with its arithmetic reaches."""
+        alike = self.contestant.arithmetic == self.peak_of
+        return self.gops / self.peak if self.peak and alike else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,16 +75,18 @@ class Report:
     Attributes:
       bandwidth: 10⁹ bytes a second that all threads read from memory, the best over the run.
       notes: on contestants that were not timed.
+      weights: whose contest it was.
     """
 
     results: tuple[Result, ...]
     environment: dict[str, str]
     bandwidth: float
     notes: tuple[str, ...] = ()
+    weights: str = "int8"
 
     @property
     def peaks(self) -> tuple[float, ...]:
-        """The machine's int8 peak at each shape, GOPS; empty where it is not known."""
+        """The machine's peak at each shape, GOPS; empty where it is not known."""
         firsts = (next(iter(self.at(shape).values())) for shape in self.shapes)
         return tuple(result.peak for result in firsts if result.peak)
 
@@ -104,7 +109,7 @@ class Report:
     @property
     def complete(self) -> bool:
         """Whether this library was timed at every shape, by all that it offers."""
-        offered = sum(contestant.own for contestant in CONTESTANTS)
+        offered = sum(contestant.own for contestant in contest(self.weights))
         timed = sum(result.contestant.own for result in self.results)
         return timed == offered * len(self.shapes)
 
@@ -129,6 +134,7 @@ class Report:
         """Everything as plain values; times in microseconds per layer, parts as numbers ≤ 1."""
         return {
             "environment": self.environment,
+            "weights": self.weights,
             "peaks_gops": list(self.peaks),
             "bandwidth_gb_per_s": self.bandwidth,
             "unsteady": self.unsteady,

@@ -16,7 +16,12 @@ import signal
 import sys
 from typing import TextIO
 
-from jax_qgemm.bench.contestants import CONTESTANTS, Contestant, WrongResultError, check
+from jax_qgemm.bench.contestants import (
+    Contestant,
+    WrongResultError,
+    check,
+    contest,
+)
 from jax_qgemm.bench.layers import make_layers
 from jax_qgemm.bench.shapes import Shape
 from jax_qgemm.bench.timing import time_calls
@@ -30,11 +35,11 @@ class Worker:
         self._makers = module.PROGRAMS
         self._programs = {}
 
-    def prepare(self, shape: list[int], layers: int) -> dict[str, dict]:
+    def prepare(self, shape: list[int], layers: int, weights: str) -> dict[str, dict]:
         """Make the programs of a shape and check them; for each contestant its error or fault."""
         self._programs.clear()
         drawn = make_layers(Shape(*shape), layers)
-        return {c.name: self._make(c, drawn) for c in CONTESTANTS if c.name in self._makers}
+        return {c.name: self._make(c, drawn) for c in contest(weights) if c.name in self._makers}
 
     def _make(self, contestant: Contestant, drawn: list) -> dict:
         try:

@@ -37,7 +37,7 @@ def library(tmp_path, monkeypatch):
 @pytest.fixture
 def quick_machine(monkeypatch):
     """What the machine can do is no subject of these tests."""
-    monkeypatch.setattr(machine, "measure_peak", lambda: 100.0)
+    monkeypatch.setattr(machine, "measure_peak", lambda arithmetic: 100.0)
     monkeypatch.setattr(machine, "_LEAST_BYTES", 4096)
     info = machine.native.cpu_info()
     monkeypatch.setattr(machine.native, "cpu_info", lambda: info | {"l3": 0})

@@ -7,10 +7,10 @@ import pytest
 
 import jax_qgemm as jq
 from jax_qgemm.bench import __main__ as bench
-from jax_qgemm.bench.contestants import CONTESTANTS
+from jax_qgemm.bench.contestants import WEIGHTS, contest
 from jax_qgemm.bench.libraries import Library
 
-TIMED = [c for c in CONTESTANTS if c.library in ("own", "xla")]
+TIMED = [c for c in contest("int8") if c.library in ("own", "xla")]
 OWN = {"dot", "quantized_linear"}
 
 
@@ -48,6 +48,23 @@ def test_command_prints_a_table_and_writes_json(tmp_path, capsys, quick_machine)
         rivals = {"xla_f32", "xla_bf16", "xla_int8"} if result["contestant"] in OWN else set()
         assert set(result["speedup_over"]) == rivals
         assert (result["weight_gb_per_s"] is None) == (result["shape"]["m"] > 16)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_every_kind_of_weights(weights, tmp_path, capsys, quick_machine):
+    path = tmp_path / "out.json"
+    options = ["--shapes", "3x20x70", "--repeats", "2", "--layers", "2", "--against", "xla"]
+    bench.main([*options, "--weights", weights, "--json", str(path)])
+    printed = capsys.readouterr().out
+    assert f"{WEIGHTS[weights]} peak: 100 to 100 GOPS" in printed and "not timed" not in printed
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found["weights"] == weights
+    timed = [c for c in contest(weights) if c.library in ("own", "xla")]
+    assert [r["contestant"] for r in found["results"]] == [c.name for c in timed]
+    assert any(c.own for c in timed) and any(c.name == "xla_f32" for c in timed)
+    for result, contestant in zip(found["results"], timed, strict=True):
+        measured = contestant.arithmetic == WEIGHTS[weights]
+        assert (result["part_of_peak"] is not None) == measured
 
 
 @pytest.fixture

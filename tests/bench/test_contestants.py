@@ -23,6 +23,9 @@ def test_what_is_compared():
     assert dot.rivals(BY_NAME["ort_dynamic"]) and not dot.rivals(BY_NAME["ort_static"])
     assert static.rivals(BY_NAME["onednn_static"]) and not static.rivals(dot)
     assert not BY_NAME["xla_f32"].rivals(BY_NAME["ort_dynamic"])
+    int4, kept = BY_NAME["dot_int4"], BY_NAME["dot_int4_weight_only"]
+    assert int4.rivals(BY_NAME["ort_int4"]) and not int4.rivals(BY_NAME["ort_int4_float"])
+    assert kept.rivals(BY_NAME["ort_int4_float"]) and not kept.rivals(BY_NAME["ort_int4"])
 
 
 def test_bytes_moved():
@@ -68,3 +71,8 @@ def test_quantized_operands_are_near():
     x = (layer.x_uint8.astype(np.float32) - 128) * layer.x_scale
     assert np.abs(x - layer.x).max() <= 0.501 * layer.x_scale
     assert np.all(np.abs(layer.w_int8 * layer.w_scale - layer.w) <= 0.501 * layer.w_scale)
+    q, scale = layer.w_int4, layer.w_int4_scale
+    assert q.shape == (70, 20) and q.max() < 16 and scale.shape == (3, 20)
+    each = scale.astype(np.float32)[np.arange(70) // 32]
+    assert np.all(np.abs((q - 8.0) * each - layer.w) <= 0.51 * each)
+    assert np.allclose(layer.int4_product, layer.x @ ((q - 8.0) * each), atol=1e-5)

@@ -1,10 +1,11 @@
 """The peers compute what they are said to, where they are installed."""
 
 import contextlib
+import itertools
 
 import pytest
 
-from jax_qgemm.bench.contestants import CONTESTANTS
+from jax_qgemm.bench.contestants import CONTESTANTS, WEIGHTS, contest
 from jax_qgemm.bench.libraries import LIBRARIES
 from jax_qgemm.bench.process import Process
 from jax_qgemm.bench.shapes import Shape
@@ -20,9 +21,10 @@ def test_peer(library):
     contestants = {c.name: c for c in CONTESTANTS if c.library == library.name}
     with contextlib.closing(Process(library.module, config.max_isa)) as worker:
         assert library.needs[0] in worker.wait_until_ready()
-        for shape in (Shape(5, 200, 300), Shape(17, 1, 64)):
-            found = worker.prepare(shape, 2)
-            assert set(found) == set(contestants)
+        for shape, weights in itertools.product((Shape(5, 200, 300), Shape(17, 1, 64)), WEIGHTS):
+            found = worker.prepare(shape, 2, weights)
+            expected = {name for name, c in contestants.items() if c in contest(weights)}
+            assert set(found) == expected
             for name, answer in found.items():
                 assert answer.get("error", answer) < contestants[name].tolerance / 2
                 assert min(worker.turn(name)) > 0

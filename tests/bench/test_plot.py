@@ -3,12 +3,14 @@ import pytest
 pytest.importorskip("matplotlib", reason="matplotlib is missing")
 
 from jax_qgemm.bench import plot
-from jax_qgemm.bench.contestants import CONTESTANTS
+from jax_qgemm.bench.contestants import CONTESTANTS, WEIGHTS, contest
 
 
 def test_every_contestant_has_a_mark_of_its_own():
     assert set(plot.MARKS) == {c.name for c in CONTESTANTS}
-    assert len(set(plot.MARKS.values())) == len(CONTESTANTS)
+    for weights in WEIGHTS:
+        timed = contest(weights)
+        assert len({plot.MARKS[c.name] for c in timed}) == len(timed)
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])

@@ -6,13 +6,14 @@ The nodes are those that its optimizer makes of a model from `quantize_static` o
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
 import onnxruntime
 from onnx import helper, numpy_helper
 
-from jax_qgemm.bench.layers import Layer
+from jax_qgemm.bench.layers import INT4_GROUP, Layer
 from jax_qgemm.bench.machine import threads
 
 VERSION = f"onnxruntime {onnxruntime.__version__}"
@@ -30,6 +31,7 @@ class _Session:
         operands: Callable[[Layer], tuple[np.ndarray, ...]],
         dtype: type,
         layers: list[Layer],
+        **attributes: int,
     ):
         nodes, inputs, outputs, constants = [], [], [], []
         arrays, kind = [], helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
@@ -38,8 +40,11 @@ class _Session:
             arrays.append(x)
             names = [f"{i}.{j}" for j in range(len(rest))]
             constants += map(numpy_helper.from_array, map(np.asarray, rest), names)
-            node = helper.make_node(operator, [f"x{i}", *names], [f"y{i}"], domain="com.microsoft")
-            nodes.append(node)
+            nodes.append(
+                helper.make_node(
+                    operator, [f"x{i}", *names], [f"y{i}"], domain="com.microsoft", **attributes
+                )
+            )
             inputs.append(helper.make_tensor_value_info(f"x{i}", kind, x.shape))
             outputs.append(helper.make_tensor_value_info(f"y{i}", kind, layer.product.shape))
         versions = [helper.make_opsetid("", _OPSET), helper.make_opsetid("com.microsoft", 1)]
@@ -83,11 +88,29 @@ def _static(layer: Layer) -> tuple[np.ndarray, ...]:
     return *x, *w, bias, layer.out_scale, np.uint8(0)
 
 
+def _int4(layer: Layer) -> tuple[np.ndarray, ...]:
+    """x, then of each column and group 16 bytes of weights, the even ones in their low halves."""
+    k, n = layer.w.shape
+    groups = layer.w_int4_scale.shape[0]
+    q = np.full((groups * INT4_GROUP, n), 8, np.uint8)
+    q[:k] = layer.w_int4
+    packed = (q[::2] | q[1::2] << 4).T.reshape(n, groups, INT4_GROUP // 2)
+    return layer.x, packed, layer.w_int4_scale.astype(np.float32).T.reshape(-1)
+
+
+def _int4_session(accuracy_level: int, layers: list[Layer]) -> _Session:
+    k, n = layers[0].w.shape
+    form = dict(K=k, N=n, bits=4, block_size=INT4_GROUP, accuracy_level=accuracy_level)
+    return _Session("MatMulNBits", _int4, np.float32, layers, **form)
+
+
 def _no_zero_points(layer: Layer) -> np.ndarray:
     return np.zeros(layer.w.shape[1], np.int8)
 
 
 PROGRAMS = {
     "ort_dynamic": lambda layers: _Session("DynamicQuantizeMatMul", _dynamic, np.float32, layers),
+    "ort_int4": functools.partial(_int4_session, 4),  # x as int8
+    "ort_int4_float": functools.partial(_int4_session, 1),
     "ort_static": lambda layers: _Session("QGemm", _static, np.uint8, layers),
 }

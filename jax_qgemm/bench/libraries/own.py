@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
+import jax.numpy as jnp
 
 from jax_qgemm import linear, packing, quantization
 from jax_qgemm.bench.layers import Layer
@@ -13,6 +15,22 @@ from jax_qgemm.bench.libraries.jitted import Jitted
 
 def _dot(layers: list[Layer]) -> Jitted:
     return Jitted([(linear.dot, (layer.x, packing.pack_weight(layer.w))) for layer in layers])
+
+
+def _float(form: str, dtype: type, layers: list[Layer]) -> Jitted:
+    """With weights of 16 bits and x of a dtype."""
+
+    def operands(layer: Layer):
+        return layer.x.astype(dtype), packing.pack_weight(layer.w, form)
+
+    return Jitted([(linear.dot, operands(layer)) for layer in layers])
+
+
+def _int4(weight_only: bool, layers: list[Layer]) -> Jitted:
+    def pack(layer: Layer):
+        return packing.pack_blocks(layer.w_int4, layer.w_int4_scale, weight_only=weight_only)
+
+    return Jitted([(linear.dot, (layer.x, pack(layer))) for layer in layers])
 
 
 def _static(layers: list[Layer]) -> Jitted:
@@ -32,4 +50,11 @@ def _static_layer(layer: Layer):
     return call, (x.qvalue, packing.pack_weight(layer.w), layer.bias)
 
 
-PROGRAMS = {"dot": _dot, "quantized_linear": _static}
+PROGRAMS = {
+    "dot": _dot,
+    "quantized_linear": _static,
+    "dot_int4": functools.partial(_int4, False),
+    "dot_int4_weight_only": functools.partial(_int4, True),
+    "dot_fp16": functools.partial(_float, "fp16", jnp.float32),
+    "dot_bf16": functools.partial(_float, "bf16", jnp.bfloat16),
+}

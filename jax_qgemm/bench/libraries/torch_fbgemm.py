@@ -25,7 +25,17 @@ def _static(layers: list[Layer]) -> torch_loop.Loop:
     return torch_loop.Loop(torch.ops.quantized.linear_relu, operands)
 
 
+def _fp16(layers: list[Layer]) -> torch_loop.Loop:
+    torch.backends.quantized.engine = _ENGINE
+    operands = []
+    for layer in layers:
+        weight = torch.ops.quantized.linear_prepack_fp16(torch.from_numpy(layer.w.T.copy()), None)
+        operands.append((torch.from_numpy(layer.x), weight))
+    return torch_loop.Loop(torch.ops.quantized.linear_dynamic_fp16, operands)
+
+
 PROGRAMS = {
     "fbgemm_dynamic": functools.partial(torch_loop.dynamic, _ENGINE),
     "fbgemm_static": _static,
+    "fbgemm_fp16": _fp16,
 }

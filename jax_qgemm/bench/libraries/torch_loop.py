@@ -29,7 +29,10 @@ class Loop:
 
     @property
     def results(self) -> list[np.ndarray]:
-        plain = (y.int_repr() if y.is_quantized else y for y in self._results)
+        plain = (
+            y.int_repr() if y.is_quantized else y.float() if y.is_floating_point() else y
+            for y in self._results
+        )
         return [y.numpy() for y in plain]
 
 

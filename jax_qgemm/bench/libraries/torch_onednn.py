@@ -37,7 +37,21 @@ def _call_static(x, x_scale, w, w_scale, w_zero_points, bias, out_scale) -> torc
     )
 
 
+def _bf16(layers: list[Layer]) -> torch_loop.Loop:
+    """The weight laid out ahead of time, as PyTorch's compiler does."""
+    operands = []
+    for layer in layers:
+        x, w = torch.from_numpy(layer.x).bfloat16(), torch.from_numpy(layer.w.T.copy()).bfloat16()
+        operands.append((x, torch.ops.mkldnn._reorder_linear_weight(w, x.shape[0])))
+    return torch_loop.Loop(_call_bf16, operands)
+
+
+def _call_bf16(x, w) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
+
+
 PROGRAMS = {
     "onednn_dynamic": functools.partial(torch_loop.dynamic, _ENGINE),
     "onednn_static": _static,
+    "onednn_bf16": _bf16,
 }
