@@ -9,6 +9,8 @@
 
 #include "codegen/encoding.h"
 #include "codegen/families.h"
+#include "codegen/group_emitter.h"
+#include "codegen/row_emitter.h"
 #include "codegen/tile_cache.h"
 #include "codegen/tile_emitter.h"
 
@@ -211,8 +213,21 @@ TileFn Generate(Isa isa, const TileKey& key) {
 
 }  // namespace
 
+RowKernels Avx2BlockRows(XType x) {
+  RowKernels rows = GeneratedRows(VectorWidth::k256, x);
+  rows.to_groups = GeneratedGroups(VectorWidth::k256, x);
+  return rows;
+}
+
+RowKernels Avx512BlockRows(XType x) {
+  RowKernels rows = GeneratedRows(VectorWidth::k512, x);
+  rows.to_groups = GeneratedGroups(VectorWidth::k512, x);
+  return rows;
+}
+
 int Avx2BlockMaxColumns(int) { return 16; }
 int Avx512BwBlockMaxColumns(int) { return 64; }
+int Avx512VnniBlockMaxColumns(int rows) { return rows <= 3 ? 64 : 32; }
 
 TileFn Avx2BlockTile(const TileKey& key) { return Generate<Avx2BlockTileEmitter>(Isa::kAvx2, key); }
 TileFn AvxVnniBlockTile(const TileKey& key) {

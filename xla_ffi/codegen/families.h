@@ -41,10 +41,13 @@ TileFn Avx512FloatTile(const TileKey& key);
 RowKernels Avx512FloatRows(XType x);
 PeakLoop Avx512FloatPeak();
 
+RowKernels Avx2BlockRows(XType x);
+RowKernels Avx512BlockRows(XType x);
 int Avx2BlockMaxColumns(int rows);
 TileFn Avx2BlockTile(const TileKey& key);
 TileFn AvxVnniBlockTile(const TileKey& key);
 int Avx512BwBlockMaxColumns(int rows);
+int Avx512VnniBlockMaxColumns(int rows);
 TileFn Avx512BwBlockTile(const TileKey& key);
 TileFn Avx512VnniBlockTile(const TileKey& key);
 

@@ -144,14 +144,27 @@ using QuantizeFn = void (*)(const void* x, std::int64_t count, const QuantizeArg
 // y[i] = f32(x[i]).
 using WidenFn = void (*)(const void* x, std::int64_t count, float* y);
 
-enum class RowOp : std::uint8_t { kRange, kToByte, kToInt16, kInRangeToByte, kToF32 };
+// Of each of `groups` whole groups: q[i] = rne(x[i] * (127 / amax)), signed bytes, and what its
+// RowGroup holds; amax counts as 127 where the scale would be subnormal, a group with NaN or Inf
+// has scale NaN and values 0.
+struct GroupsArgs {
+  std::int64_t group;         // elements in one, a multiple of 16
+  std::int64_t stride;        // bytes from RowGroup to RowGroup
+  std::int32_t with_minimum;  // what RowGroup::term is
+  std::int32_t negative_offset;
+};
+using GroupsFn = void (*)(const void* x, std::int64_t groups, const GroupsArgs* args, void* q,
+                          RowGroup* to);
+
+enum class RowOp : std::uint8_t { kRange, kToByte, kToInt16, kInRangeToByte, kToF32, kToGroups };
 
 struct RowKernels {
   RangeFn range;
   QuantizeFn to_byte;  // uint8 or int8 (the same bits)
   QuantizeFn to_int16;
-  QuantizeFn in_range_to_byte;  // uint8; no x is NaN, and x * inverse fits int16
-  WidenFn to_f32;               // of families of float sums, which may lack the others
+  QuantizeFn in_range_to_byte;   // uint8; no x is NaN, and x * inverse fits int16
+  WidenFn to_f32;                // of families of float sums, which may lack the others
+  GroupsFn to_groups = nullptr;  // of generated families of blocks
 };
 
 // ---------------------------------------------------------------- families

@@ -151,11 +151,12 @@ std::string Name(const TileKey& key) {
 }
 
 std::string RowKernelName(RowOp op, XType x) {
-  const char* name = op == RowOp::kRange     ? "row_range_"
-                     : op == RowOp::kToByte  ? "row_to_byte_"
-                     : op == RowOp::kToInt16 ? "row_to_int16_"
-                     : op == RowOp::kToF32   ? "row_to_f32_"
-                                             : "row_in_range_to_byte_";
+  const char* name = op == RowOp::kRange      ? "row_range_"
+                     : op == RowOp::kToByte   ? "row_to_byte_"
+                     : op == RowOp::kToInt16  ? "row_to_int16_"
+                     : op == RowOp::kToF32    ? "row_to_f32_"
+                     : op == RowOp::kToGroups ? "row_to_groups_"
+                                              : "row_in_range_to_byte_";
   return std::string(name) + Name(x);
 }
 

@@ -112,7 +112,14 @@ void PreparedRows::QuantizeGroups(const Plan& plan, const std::uint8_t* x, std::
                                   std::uint8_t* a) {
   const PackedLayout& layout = plan.layout;
   const std::int64_t k = layout.k, group = layout.group;
-  for (std::int64_t first = 0; first < k; first += group) {
+  std::int64_t first = 0;
+  if (plan.row_kernels.to_groups != nullptr) {
+    const GroupsArgs args{group, count_ * std::int64_t(sizeof(RowGroup)), layout.blocks.minimum,
+                          -Offset(layout.w)};
+    plan.row_kernels.to_groups(x, k / group, &args, a, groups_ + row);
+    first = k / group * group;
+  }
+  for (; first < k; first += group) {
     const std::int64_t length = std::min(group, k - first);
     const float scale = QuantizeRow(plan.row_kernels, RowScheme::kSymmetric, AFormat::kU8,
                                     x + first * SizeOf(plan.key.spec.x), length, a + first)
