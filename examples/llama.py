@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 import jax_qgemm
@@ -46,6 +47,10 @@ class FloatKVCache:
     def zeros(cls, batch: int, length: int, heads: int, head_dim: int) -> FloatKVCache:
         return cls(*(jnp.zeros((batch, length, heads, head_dim)) for _ in range(2)))
 
+    @property
+    def length(self) -> int:
+        return self.key.shape[1]
+
     def update(self, key: jax.Array, value: jax.Array, position: jax.Array) -> FloatKVCache:
         parts = (self.key, key), (self.value, value)
         return FloatKVCache(
@@ -71,12 +76,18 @@ def attend(query: jax.Array, cache, position: jax.Array) -> jax.Array:
     return jax_qgemm.attention(query, cache, position)
 
 
-def turns(position: jax.Array, tokens: int, config: LlamaConfig) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines, [tokens, 1, D/2], of position / base^(2i/D): the same for all blocks."""
+def turns(
+    position: jax.Array, tokens: int, length: int, config: LlamaConfig
+) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines, [tokens, 1, D/2], of position / base^(2i/D): the same for all blocks.
+
+    From a table of all positions below `length`: XLA would compute them anew in every block.
+    """
     half = config.head_dim // 2
-    frequency = config.rope_base ** (-jnp.arange(half) / half)
-    angle = (position + jnp.arange(tokens))[:, None, None] * frequency
-    return jnp.cos(angle), jnp.sin(angle)
+    frequency = config.rope_base ** (-np.arange(half) / half)
+    angle = np.arange(length)[:, None, None] * frequency
+    tables = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    return tuple(jax.lax.dynamic_slice_in_dim(table, position, tokens) for table in tables)
 
 
 def rotate(x: jax.Array, turn: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -136,7 +147,7 @@ class Llama(nnx.Module):
     def hidden(self, ids: jax.Array, caches, position: jax.Array):
         """(batch, tokens) ids from `position` on → (batch, tokens, hidden), and the new caches."""
         x, updated = self.embedding(ids), []
-        turn = turns(position, ids.shape[1], self.blocks[0].config)
+        turn = turns(position, ids.shape[1], caches[0].length, self.blocks[0].config)
         for block, cache in zip(self.blocks, caches, strict=True):
             x, cache = block(x, cache, position, turn)
             updated.append(cache)
