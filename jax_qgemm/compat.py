@@ -5,6 +5,7 @@ Supported and tested: jax 0.8.0 to 0.12.0.1, with DeprecationWarnings as errors.
 
 import jax
 import numpy as np
+from jax.experimental import jet
 
 MINIMUM_JAX = (0, 8, 0)
 
@@ -15,6 +16,8 @@ if jax.__version_info__[:3] < MINIMUM_JAX:
     )
 
 ShapedArray = jax.core.ShapedArray
+# Of terms as the rules of jet have them: since jax 0.9 or so without the factorials.
+jet_in_rule = getattr(jet, "jet2", jet.jet)
 
 
 def concrete(x) -> np.ndarray | None:

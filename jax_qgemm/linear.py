@@ -29,6 +29,11 @@ def dot(
     AMX, float16 x with an "fp16" weight where it has AMX_FP16: the products whose last bits depend
     on the CPU.
 
+    Differentiable, to any order, in float x, bias and residual, and in scales that are per tensor,
+    row or channel. The cotangent of x is that of the result times the transpose of the weight, from
+    the packed weight, in float32 sums; where x is quantized on the fly its rounding counts as the
+    identity.
+
     Args:
       x: float32, bfloat16 or float16 (..., K), or, where it need not stay float, QuantizedArray
         (..., K) with one scale per tensor or per row.
@@ -49,6 +54,7 @@ def dot(
     Raises:
       TypeError: an argument of a wrong type or dtype.
       ValueError: shapes that do not match, unknown activation, newer packed format.
+      NotImplementedError: differentiated in anything else.
     """
     x, out_dtype = _float_result("dot", x, preferred_element_type)
     return _linear("dot", x, w, bias, residual, activation, out_dtype)
@@ -59,8 +65,9 @@ def ragged_dot(
 ):
     """Groups of rows of x, each times a weight of its own, as in a mixture of experts.
 
-    The counterpart of `jax.lax.ragged_dot`: row m of the result is `activation(x[m] @ w[g] +
-    bias)` for the group g that it belongs to; the groups lie one after the other.
+    The counterpart of `jax.lax.ragged_dot`, differentiable as `dot` is: row m of the result is
+    `activation(x[m] @ w[g] + bias)` for the group g that it belongs to; the groups lie one after
+    the other.
 
     Args:
       x: float32, bfloat16 or float16 (M, K), or QuantizedArray (M, K), as in `dot`.
@@ -143,6 +150,7 @@ def quantized_linear(
       TypeError: an argument of a wrong type or dtype.
       ValueError: shapes that do not match, unknown activation or qtype, out_scale or
         out_zero_point outside their range, newer packed format.
+      NotImplementedError: differentiated.
     """
     if not isinstance(x, QuantizedArray):
         raise TypeError(

@@ -275,7 +275,8 @@ def gemm(
     *,
     spec: GemmSpec,
 ):
-    """out[M,N] of x [M,K] and a packed weight, in the order of the output pipeline.
+    """out[M,N] of x [M,K] and a packed weight, in the order of the output pipeline; by the
+    transpose of the weight out[M,K] of x [M,N].
 
     `acc = Σ_k (x - x_zero_point) * (w - w_zero_point)` exactly, then scales, or of float weights
     `Σ_k x * w` in float32, or of blocks the sum over their groups; bias; residual; activation;
@@ -283,7 +284,10 @@ def gemm(
     The column sums are the native kernels' shortcut to the same value.
     """
     del column_sums
-    if spec.blocks is not None:
+    if spec.transposed_k is not None:
+        w = _values(data, w_scale, w_zero_point, spec)
+        y = lax.dot(x.astype(jnp.float32), w.T, precision=lax.Precision.HIGHEST)
+    elif spec.blocks is not None:
         y = _block_product(x.astype(jnp.float32), data, spec)
     elif spec.keeps_x:
         y = _float_product(x.astype(jnp.float32), data, w_scale, w_zero_point, spec)
@@ -300,6 +304,20 @@ def gemm(
     if spec.out_dtype in QRANGE:
         return quantize_static(y, out_scale, out_zero_point, spec.out_dtype)
     return y.astype(spec.out_dtype)
+
+
+def _values(data, w_scale, w_zero_point, spec: GemmSpec):
+    """What the weight of a product by its transpose stands for, float32 [K,N]."""
+    k = spec.transposed_k
+    if spec.blocks is not None:
+        return _blocks.dequantize(data, k, spec.columns, spec.blocks)
+    if spec.weights in FLOAT_WEIGHTS:
+        return unpack_float(data, k, spec.columns, spec.weights)
+    values = unpack(data, k, w_scale.shape[-1])
+    scale, zero_point = (
+        None if part is None else expand(part, k, spec.group) for part in (w_scale, w_zero_point)
+    )
+    return dequantize(values, scale, zero_point)
 
 
 def _float_product(x, data, w_scale, w_zero_point, spec: GemmSpec):

@@ -321,6 +321,8 @@ class GemmSpec:
       weights: how they are stored: "int8", or "float16" or "bfloat16", which take a float x and
         have no scales, zero points or groups, or "int4" or "int8_blocks", which take a float x.
       blocks: the form of the last two.
+      transposed_k: None, or, of a product by the transpose of the weight, with x [M,N] and the
+        result [M,K], K. x stays float, whatever the weights, and nothing follows the product.
       columns: N of all but "int8", of which no scales tell it.
       dynamic: x is float, quantized per row inside; no x_scale, no x_zero_point.
       keeps_x: x is float and stays so, for weights of either kind.
@@ -351,6 +353,7 @@ class GemmSpec:
     weights: str = "int8"
     columns: int | None = None
     blocks: Blocks | None = None
+    transposed_k: int | None = None
 
 
 _dequantize_blocks = jax.jit(blocks.dequantize, static_argnums=(1, 2, 3), inline=True)

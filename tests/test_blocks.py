@@ -290,8 +290,6 @@ def test_errors(rng):
     with pytest.raises(ValueError, match=r"from 0 to 1e\+06, need scales beyond float16; choose"):
         jq.pack_weight(jnp.full((64, 3), 1e6).at[0].set(0), "int4")
     assert np.array_equal(jq.pack_weight(jnp.full((64, 3), 1e6), "int4:32:bf16").shape, (64, 3))
-    with pytest.raises(NotImplementedError, match="not differentiable"):
-        jax.grad(lambda x: jq.dot(x, w).sum())(jnp.ones((4, 32)))
 
 
 def test_formats_by_name():

@@ -37,6 +37,7 @@ ATTRIBUTES = {
     "activation": "none",
     "batched": False,
     "ragged": False,
+    "transposed": False,
     "out_scale_per_column": False,
 }
 

@@ -394,7 +394,6 @@ def gradients(w):
         q = jq.quantize(x, "int8", scale=scale)
         return q.scale.sum() + q.dequantize().sum()
 
-    xq = jq.quantize(jnp.ones((6, K)), "uint8")
     forms = [
         {"qtype": "int8", "channelwise_axes": [0]},  # the primitive
         {"qtype": "uint8", "channelwise_axes": [0]},
@@ -404,20 +403,17 @@ def gradients(w):
         {"qtype": "int8", "scale": np.full((6, 1), 0.1)},
     ]
     return [
-        ("dot", lambda x: jq.dot(x, w).sum()),
-        ("dot", lambda x: jq.dot(xq, w, bias=x[0, :N]).sum()),
-        ("quantized_linear", lambda x: jq.quantized_linear(xq, w, out_scale=x[0, 0]).scale),
         *[("quantize", quantized(form)) for form in forms],
         ("quantize", lambda x: static(x[0, 0], jnp.ones((6, K)))),
         ("quantize", lambda x: static(x[:, :1], jnp.ones((6, K)))),
     ]
 
 
-@pytest.mark.parametrize("case", range(11))
+@pytest.mark.parametrize("case", range(8))
 def test_gradients_are_refused_unless_stopped(case, w):
     operation, f = gradients(w)[case]
     x = jnp.full((6, K), 0.5)
-    message = f"jax_qgemm.{operation}: not differentiable yet .* use jax.lax.stop_gradient"
+    message = f"jax_qgemm.{operation}: not differentiable; use jax.lax.stop_gradient"
     for g in (f, jax.jit(f), jax.checkpoint(f), lambda x: jax.vmap(f)(x[None])[0]):
         for transformed in (jax.grad(g), lambda x, g=g: jax.jvp(g, (x,), (x,))):
             with pytest.raises(NotImplementedError, match=message):

@@ -28,8 +28,8 @@ class QDense(nn.Module):
     Parameters have the names of `nn.Dense`: "kernel" is a `PackedWeight` (in, features), "bias"
     float (features,). `quantize_params` makes them from a float checkpoint; a float kernel works
     too, but is then packed at every call, with one warning. Activations are quantized per row on
-    the fly (see `jax_qgemm.dot`). Nothing of it is differentiable yet: gradients with respect to
-    the inputs, the kernel or the bias raise.
+    the fly (see `jax_qgemm.dot`). Gradients flow to the inputs and to the bias; a packed kernel
+    stays as it is.
 
     Attributes:
       features: N, the size of the result's last axis.

@@ -41,12 +41,9 @@ class QLinear(nnx.Module):
     `QuantizedParam`s of plain arrays, the bias in an `nnx.Param`, so `nnx.split`, `nnx.state`
     and orbax treat the layer like any other.
 
-    Nothing of it is differentiable yet: x, weight and bias are for inference, and gradients with
-    respect to any of them raise. The bias is an `nnx.Param`, so `nnx.grad` with its default filter
-    takes it and raises too. What comes after all quantized layers can be trained by a filter:
-
-        wrt = nnx.All(nnx.Param, nnx.PathContains("head"))
-        nnx.grad(loss, argnums=nnx.DiffState(0, wrt))(model, ...)  # and nnx.Optimizer(…, wrt=wrt)
+    Gradients flow through it, to x and to the bias (see `jax_qgemm.dot`), so that what is in front
+    of it can be trained. The weight stays as it is: train it as floats, through
+    `jax_qgemm.fake_quantize`, and quantize it afterwards.
 
     Args:
       in_features: K, the size of x's last axis.

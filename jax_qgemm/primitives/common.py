@@ -46,10 +46,10 @@ def define(
 
 
 def refuse_gradient(operation: str):
-    """The JVP rule of everything that rounds. JAX calls it only where a tangent is not zero."""
+    """The JVP rule of what has 8-bit results. JAX calls it only where a tangent is not zero."""
     raise NotImplementedError(
-        f"jax_qgemm.{operation}: not differentiable yet (inference only); use "
-        "jax.lax.stop_gradient on its arguments, or the float layer, where gradients flow"
+        f"jax_qgemm.{operation}: not differentiable; use jax.lax.stop_gradient on its arguments, "
+        "or jax_qgemm.fake_quantize to train through quantization"
     )
 
 

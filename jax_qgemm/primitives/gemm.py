@@ -26,7 +26,7 @@ def operand_names(spec: GemmSpec) -> tuple[str, ...]:
     requantized = spec.out_dtype in ("int8", "uint8")
     optional = {
         "w_scale": spec.weights == "int8",
-        "column_sums": spec.weights == "int8",
+        "column_sums": spec.weights == "int8" and not spec.keeps_x,
         "x_scale": not spec.dynamic and not raw and not spec.keeps_x,
         "x_zero_point": spec.x_zero_point != "none",
         "w_zero_point": spec.w_zero_point,
@@ -67,7 +67,7 @@ def _shapes(spec: GemmSpec, m: int, n: int, k: int):
     }
 
 
-def _rank(name: str, spec: GemmSpec) -> int:
+def rank(name: str, spec: GemmSpec) -> int:
     """Dimensions of an operand of a single product."""
     if name == "x":
         return 2
@@ -78,7 +78,7 @@ def _abstract_eval(*avals, spec: GemmSpec):
     operands = dict(zip(operand_names(spec), avals, strict=True))
     size = operands["group_sizes"].shape[0] if spec.ragged else None
     if spec.batched:
-        size = next(o.shape[0] for name, o in operands.items() if o.ndim > _rank(name, spec))
+        size = next(o.shape[0] for name, o in operands.items() if o.ndim > rank(name, spec))
     n = spec.columns
     if spec.weights == "int8":
         w_scale = operands["w_scale"]
@@ -86,6 +86,10 @@ def _abstract_eval(*avals, spec: GemmSpec):
             _refuse("w_scale", w_scale, "float32[groups,N]" if spec.group else "float32[N]")
         n = w_scale.shape[-1]
     m, k = operands["x"].shape[-2:]
+    if spec.transposed_k is not None:
+        if k != n:
+            _refuse("x", operands["x"], f"[M,{n}] for N={n} by the transpose of a weight")
+        k = spec.transposed_k
     for name, (shape, dtypes) in _shapes(spec, m, n, k).items():
         found = operands.get(name)
         shapes = (shape,) if size is None else (shape, (size, *(shape or ())))
@@ -96,6 +100,7 @@ def _abstract_eval(*avals, spec: GemmSpec):
             dims = ",".join(map(str, shape))
             what = f"{choices(dtypes)}[{dims}] for x {describe(operands['x'])} and N={n}"
             _refuse(name, found, what)
+    n = n if spec.transposed_k is None else spec.transposed_k
     out = (size, m, n) if spec.batched else (m, n)
     return [ShapedArray(out, np.dtype(spec.out_dtype))]
 
@@ -123,7 +128,7 @@ def _reference(*operands, spec: GemmSpec):
 
 def _batch_axis(name: str, operand, spec: GemmSpec):
     """0 where an operand of a batched call has one for each product, None where it is shared."""
-    return 0 if operand.ndim > _rank(name, spec) else None
+    return 0 if operand.ndim > rank(name, spec) else None
 
 
 def _attributes(spec: GemmSpec):
@@ -140,12 +145,13 @@ def _attributes(spec: GemmSpec):
         "block_minimum": bool(spec.blocks and spec.blocks.minimum),
         "batched": spec.batched,
         "ragged": spec.ragged,
+        "transposed": spec.transposed_k is not None,
         "activation": spec.activation,
         "out_scale_per_column": spec.out_scale == "column",
     }
 
 
-def _operation(spec: GemmSpec) -> str:
+def operation(spec: GemmSpec) -> str:
     if spec.ragged:
         return "ragged_dot"
     return "quantized_linear" if spec.out_dtype in reference.QRANGE else "dot"
@@ -176,7 +182,7 @@ def _longer_rows(names, operands, moved, by_row, size: int, spec: GemmSpec):
             return operand
         if new is None:
             new = jnp.broadcast_to(operand, (size, *operand.shape))
-        row = new.ndim - _rank(name, spec)  # the axis of M; behind it K, N or nothing
+        row = new.ndim - rank(name, spec)  # the axis of M; behind it K, N or nothing
         new = jnp.moveaxis(new, 0, row - 1)
         shape = (*new.shape[: row - 1], size * new.shape[row], *new.shape[row + 1 :])
         return new.reshape(shape)
@@ -197,7 +203,7 @@ def _more_products(names, operands, moved, size: int, spec: GemmSpec):
     def inner_of(name, operand, new):
         """The operand's size in the batch there was; None where its products share it."""
         shape = operand.shape if new is None else new.shape[1:]
-        return shape[0] if len(shape) > _rank(name, spec) else None
+        return shape[0] if len(shape) > rank(name, spec) else None
 
     inners = [inner_of(*args) for args in zip(names, operands, moved, strict=True)]
     inner = next(i for i in inners if i is not None)
@@ -222,5 +228,5 @@ gemm_p = common.define(
     reference=_reference,
     attributes=_attributes,
     batch=_batch,
-    operation=_operation,
+    operation=operation,
 )

@@ -93,7 +93,9 @@ inline Call MakeStack(const Case& c) {
   const auto [m, n, k, batch, ragged] = c.shape;
   const Epilogue& e = c.spec.epilogue;
   const std::int64_t x_size = SizeOf(c.spec.x), residual_size = SizeOf(e.residual);
-  const std::int64_t columns = n * (c.spec.group > 0 ? KBlocks(k, e.w_zero, c.spec.group) : 1);
+  const GemmShape weight = c.spec.transposed ? Untransposed(c).shape : c.shape;
+  const std::int64_t groups = c.spec.group > 0 ? KBlocks(weight.k, e.w_zero, c.spec.group) : 1;
+  const std::int64_t columns = weight.n * groups;
   const bool scale_by_row = e.x_scale == Granularity::kRow,
              zero_by_row = e.x_zero == Granularity::kRow;
   bool share[8];
@@ -205,13 +207,14 @@ inline bool RunPlan(const PlanKey& key, const Case& c, const Call& call) {
     std::printf(
         "FAILED %s%s %s%ld m=%ld n=%ld k=%ld threads=%d x=%d w=%d out=%d activation=%d x_zero=%d "
         "x_scale=%d "
-        "w_zero=%d bias=%d residual=%d per_column=%d group=%ld keeps_x=%d scale=%d minimum=%d: %s",
+        "w_zero=%d bias=%d residual=%d per_column=%d group=%ld keeps_x=%d scale=%d minimum=%d "
+        "transposed=%d: %s",
         IsaName(c.isa), key.acc16 ? " acc16" : "",
         c.shape.ragged ? "groups=" : "batch=", long(c.shape.batch), long(c.shape.m),
         long(c.shape.n), long(c.shape.k), c.threads, int(c.spec.x), int(c.spec.w), int(e.out),
         int(e.activation), int(e.x_zero), int(e.x_scale), int(e.w_zero), int(e.bias),
         int(e.residual), int(e.out_scale_per_column), long(c.spec.group), int(c.spec.keeps_x),
-        int(c.spec.blocks.scale), int(c.spec.blocks.minimum),
+        int(c.spec.blocks.scale), int(c.spec.blocks.minimum), int(c.spec.transposed),
         first < 0 ? "wrote beyond the output\n" : "");
     if (first >= 0)
       std::printf("byte %ld is %d, expected %d\n", long(first), out[65 + first], expected[first]);

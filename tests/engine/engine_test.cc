@@ -54,7 +54,7 @@ bool NamesDiffer() {
   vary([](TileKey& key, int v) { key.part = KPart(v); }, {0, 1, 2, 3});
   vary([](TileKey& key, int v) { key.streams = v; }, {0, 1});
   vary([](TileKey& key, int v) { key.from_sums = v; }, {0, 1});
-  vary([](TileKey& key, int v) { key.w = WType(v); }, {0, 1, 2, 3, 4});
+  vary([](TileKey& key, int v) { key.w = WType(v); }, {0, 1, 2, 3, 4, 5});
   const auto none = [](const TileKey& key) { return !IsBlocks(key.w); };
   std::vector<TileKey> blocks = keys;
   blocks.erase(std::remove_if(blocks.begin(), blocks.end(), none), blocks.end());

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "gemm/gemm.h"
@@ -110,7 +111,23 @@ inline void MakeBlocks(const Case& c, Problem& p) {
   }
 }
 
+// The product that the weight of one by its transpose is packed for.
+inline Case Untransposed(const Case& c) {
+  Case source = c;
+  source.spec.transposed = false;
+  std::swap(source.shape.n, source.shape.k);
+  return source;
+}
+
 inline Problem MakeProblem(const Case& c) {
+  if (c.spec.transposed) {
+    Case rows = Untransposed(c), weights = rows;
+    std::swap(rows.shape.n, rows.shape.k);
+    weights.shape.m = rows.shape.n = 0;
+    Problem p = MakeProblem(weights);
+    p.x = MakeProblem(rows).x;
+    return p;
+  }
   const std::int64_t m = c.shape.m, n = c.shape.n, k = c.shape.k;
   const Epilogue& e = c.spec.epilogue;
   Problem p;
@@ -297,8 +314,38 @@ inline std::vector<std::uint8_t> FloatReference(const Case& c, const Problem& p)
   return out;
 }
 
+// By the transpose of a weight: products with what it stands for and sums fused, in order.
+inline std::vector<std::uint8_t> TransposedReference(const Case& c, const Problem& p) {
+  const auto& [m, n, k, batch, ragged] = c.shape;
+  std::vector<std::uint8_t> out(m * n * SizeOf(c.spec.epilogue.out));
+  std::vector<float> row(k);
+  for (std::int64_t i = 0; i < m; ++i) {
+    for (std::int64_t q = 0; q < k; ++q) row[q] = XFloat(p, c.spec.x, i * k + q);
+    for (std::int64_t j = 0; j < n; ++j) {
+      float y = 0;
+      for (std::int64_t q = 0; q < k; ++q) {
+        const std::int64_t at = j * k + q;
+        const std::int64_t shared = (c.spec.group > 0 ? j / c.spec.group * k : 0) + q;
+        float w;
+        if (IsFloat(c.spec.w)) {
+          w = p.w_float[at];
+        } else if (IsBlocks(c.spec.w)) {
+          w = std::fma(float(std::uint8_t(p.w[at])), p.block_scale[shared],
+                       p.block_minimum[shared]);
+        } else {
+          w = float(p.w[at] - (c.spec.epilogue.w_zero ? p.w_zero[shared] : 0)) * p.w_scale[shared];
+        }
+        y = std::fma(row[q], w, y);
+      }
+      Output(c, p, i * n + j, y, out);
+    }
+  }
+  return out;
+}
+
 // numerics, one element at a time.
 inline std::vector<std::uint8_t> Reference(const Case& c, const Problem& p) {
+  if (c.spec.transposed) return TransposedReference(c, p);
   if (IsBlocks(c.spec.w)) return BlockReference(c, p);
   if (c.spec.FloatSums()) return FloatReference(c, p);
   const std::int64_t m = c.shape.m, n = c.shape.n, k = c.shape.k;

@@ -12,6 +12,15 @@
 
 namespace qgemm::test {
 
+// What a product by the transpose does not have is left out.
+inline void MakeTransposed(GemmSpec& spec) {
+  spec.transposed = true;
+  spec.keeps_x = !IsFloat(spec.w);
+  spec.epilogue.activation = Activation::kNone;
+  spec.epilogue.residual = ResidualType::kNone;
+  spec.epilogue.bias = false;
+}
+
 inline GemmSpec RandomSpec() {
   GemmSpec spec;
   Epilogue& e = spec.epilogue;
@@ -47,6 +56,7 @@ inline GemmSpec RandomSpec() {
                     ? Granularity::kTensor
                     : Pick<Granularity>({Granularity::kTensor, Granularity::kRow});
   }
+  if (IsFloat(spec.x) && !IsQuantized(e.out) && Random(0, 3) == 0) MakeTransposed(spec);
   return spec;
 }
 
@@ -131,6 +141,30 @@ void Sweep(Isa isa, const Check& check) {
     e.activation = Activation(v[6]);
     e.out = outs[std::size_t(v[7])];
     e.out_scale_per_column = v[7] >= kPerTensor;
+    check(c);
+  }
+  // By transposes.
+  const std::vector<GemmSpec> weights = [] {
+    std::vector<GemmSpec> specs(7);
+    specs[0].w = WType::kF16;
+    specs[1].w = WType::kBf16;
+    specs[3].group = 16;
+    specs[4].group = 64;
+    specs[4].epilogue.w_zero = true;
+    specs[5].w = WType::kU4;
+    specs[5].group = 32;
+    specs[5].blocks = {ScaleType(Random(0, 2)), false};
+    specs[6].w = Pick<WType>({WType::kU4, WType::kU8});
+    specs[6].group = 96;
+    specs[6].blocks = {ScaleType(Random(0, 2)), true};
+    return specs;
+  }();
+  for (const std::vector<int>& v : Pairwise({kRegimes, int(weights.size()), 3, 3}, rng)) {
+    Case c = CaseOf(Regime(v[0]), isa);
+    c.spec = weights[std::size_t(v[1])];
+    c.spec.x = v[2] == 0 ? XType::kF32 : v[2] == 1 ? XType::kBf16 : XType::kF16;
+    c.spec.epilogue.out = OutType(v[3]);
+    MakeTransposed(c.spec);
     check(c);
   }
   // Float sums.

@@ -60,4 +60,6 @@ PeakLoop AmxBf16Peak();
 PeakLoop AmxFp16Peak();
 SetUpFn AmxFloatSetUp(int rows);
 
+void Avx2Transpose(const TransposeSource& source, std::int64_t panel, float* to);
+
 }  // namespace qgemm

@@ -90,6 +90,8 @@ class FloatTileEmitter : public TileEmitter {
     const RegExp from = reg_b + (step * panel_bytes() + column * int(kStepBytes));
     if (IsBlocks(w_)) {
       LoadFromBlock(w, from, i, vector);
+    } else if (w_ == WType::kF32) {
+      vmovups(w, ptr[from]);
     } else if (w_ == WType::kS8) {
       LoadByte(w, from, i);
       if (w_zero_) vpsubd(w, w, ptr[reg_zeros + vector * vector_bytes()]);

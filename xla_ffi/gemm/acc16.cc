@@ -52,8 +52,8 @@ bool ShouldSumInInt16(const PlanKey& key, const std::int8_t* w) {
   constexpr std::int64_t kLeastK = 64;
   if (!CanSumInInt16(key) || ragged || k < kLeastK) return false;
   if (double(m) * double(n) * double(k) < kLeastMacs) return false;
-  const std::int64_t sharers = Acc16SharesRows(key.shape, key.threads) ? 1 : key.threads;
-  const std::int64_t rows = std::min(m / sharers, kAcc16BlockBytes / k);
+  const std::int64_t sharers = SharesRows(key.shape, key.threads) ? 1 : key.threads;
+  const std::int64_t rows = std::min(m / sharers, kSharedBlockBytes / k);
   const auto pays = [rows](double outliers) {
     return double(rows) * (1 - kRow - kOutlierRow * outliers) >=
            kMargin * (kSplit + kOutlierSplit * outliers);

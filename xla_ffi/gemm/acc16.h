@@ -9,14 +9,6 @@ namespace qgemm {
 inline constexpr int kQuadsInInt16 = 2;
 // What weights of one sign may add up to there: 255 * 128 < 32768.
 inline constexpr int kMostInInt16 = 128;
-// Bytes of x in a block: splitting a panel takes as long as some rows, so a block has many.
-inline constexpr std::int64_t kAcc16BlockBytes = 1 << 20;
-
-// Whether threads share blocks of rows and have panels of their own, which each splits once.
-constexpr bool Acc16SharesRows(const GemmShape& shape, std::int64_t threads) {
-  return PackedLayout{shape.k, shape.n}.Panels() >= 4 * threads;
-}
-
 // Whether there are kernels for it: an ISA without VNNI, and K in one piece.
 bool CanSumInInt16(const PlanKey& key);
 // Whether it is also faster: with many rows for each thread, or few outliers among the weights w.

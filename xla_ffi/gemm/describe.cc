@@ -50,6 +50,7 @@ CallLine DescribeGemm(const Plan& plan) {
   const auto& [shape, spec, isa, threads, acc16] = plan.key;
   CallLine line{"gemm", IsaName(isa), "none",      Joined(Name(spec.x), Name(spec.w)),
                 {},     {},           plan.threads};
+  if (spec.transposed) line.types += "^T";
   line.types += std::string(":") + Name(spec.epilogue.out);
   if (shape.batch != 1 || shape.ragged) {
     line.shape = std::to_string(shape.batch) + (shape.ragged ? "|" : "*");

@@ -21,6 +21,7 @@ struct Workspace {
   std::unique_ptr<PanelSplitter> splitter;
   Scratch partial, out_tile, residual_tile, columns, column_sums;
   Scratch parts, sums;  // of a product whose K is in parts
+  Scratch transposed;   // a panel
 };
 
 Workspace& ThreadWorkspace() {
@@ -44,6 +45,7 @@ PanelColumns ColumnsAt(const GemmOperands& o, const Plan& plan, const std::int32
                        std::int64_t column) {
   const std::int64_t n = plan.key.shape.n;
   const auto at = [column](const auto* p) { return p == nullptr ? p : p + column; };
+  if (plan.key.spec.transposed) return {};  // in the panel already
   return {at(sums), n, at(o.w_scale), at(o.w_zero), plan.epilogue.w_groups ? n : 0, at(o.bias)};
 }
 
@@ -122,7 +124,8 @@ class BlockRunner {
     columns_ = ColumnsAt(operands_, plan_, column_sums_, first_column);
     if (padded) columns_ = PaddedColumns(columns_, valid, Sums(), workspace_.columns);
     width_ = width;
-    w_ = operands_.w + plan_.layout.PanelOffset(panel);
+    w_ = plan_.transpose != nullptr ? Transposed(panel)
+                                    : operands_.w + plan_.layout.PanelOffset(panel);
     sums_ = sums;
     if (plan_.key.acc16) {
       workspace_.splitter->Split(w_, width);
@@ -130,7 +133,7 @@ class BlockRunner {
       sums_ = workspace_.splitter->sums();
     }
     part_ = item.part;
-    const bool fetch_rows = new_rows || plan_.key.acc16;  // whose blocks are larger than the L2
+    const bool fetch_rows = new_rows || plan_.PreparesPanels();  // whose blocks leave the L2
     next_w_ = fetch_rows ? nullptr : operands_.w + plan_.layout.PanelOffset(next_panel);
 
     const std::int64_t out_row = n * out_size_;
@@ -167,6 +170,16 @@ class BlockRunner {
   }
 
  private:
+  const std::int8_t* Transposed(std::int64_t panel) {
+    auto* to = workspace_.transposed.Reserve<float>(
+        std::size_t(plan_.layout.k * plan_.layout.PanelWidth(panel)));
+    const GemmSpec& spec = plan_.key.spec;
+    plan_.transpose({plan_.source, operands_.w, operands_.w_scale, operands_.w_zero,
+                     IsBlocks(spec.w) ? 0 : spec.group},
+                    panel, to);
+    return reinterpret_cast<const std::int8_t*>(to);
+  }
+
   void SetUp(int rows) {
     if (family_.set_up == nullptr || rows == set_up_rows_) return;
     family_.set_up(rows)();
@@ -241,7 +254,7 @@ class BlockRunner {
         const std::int64_t length = plan_.parts ? 0 : std::min(plan_.k_block, rest);
         args.a = prepared.a(row) + first * a_size_;
         args.next = Next(row, rows, first);
-        const std::int64_t elements = ElementsOfStep(plan_.key.spec.w);
+        const std::int64_t elements = ElementsOfStep(plan_.layout.w);
         args.b = w_ + (first / elements * width_ + step.column) * kStepBytes;
         args.quads = length / elements;
         if (args.groups > 0) SetGroups(step.column, row);

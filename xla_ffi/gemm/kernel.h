@@ -6,6 +6,7 @@
 
 #include "gemm/layout.h"
 #include "gemm/spec.h"
+#include "gemm/transpose.h"
 #include "runtime/cpu.h"
 
 namespace qgemm {
@@ -219,5 +220,7 @@ const KernelFamily& BlockFamilyOf(Isa isa);
 const KernelFamily* PairsFamilyOf(Isa isa, XType x, WType w);
 // The family of sums in int16; null where there is none.
 const KernelFamily* Acc16FamilyOf(Isa isa);
+// What makes panels of a transpose.
+TransposeFn TransposeOf(Isa isa);
 
 }  // namespace qgemm

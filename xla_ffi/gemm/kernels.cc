@@ -91,6 +91,14 @@ const KernelFamily* PairsFamilyOf(Isa isa, XType x, WType w) {
   return nullptr;
 }
 
+TransposeFn TransposeOf(Isa isa) {
+#ifdef JAX_QGEMM_JIT
+  if (isa != Isa::kPortable) return Avx2Transpose;
+#endif
+  static_cast<void>(isa);
+  return PortableTranspose;
+}
+
 const KernelFamily* Acc16FamilyOf(Isa isa) {
   for (const KernelFamily& family : kFamilies) {
     if (family.isa == isa && family.make_splitter != nullptr) return &family;

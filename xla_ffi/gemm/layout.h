@@ -1,8 +1,8 @@
 // The packed layout of a weight matrix w[K, N], the same on every CPU (format version 1).
 //
 // Columns come in panels of 64, the last panel narrower: a multiple of 16 columns. K comes in steps
-// of 4 bytes of each column: s = 4 elements (quads) of int8, 2 of float16 and bfloat16.
-// With K' = K rounded up to s and width(p) the columns of panel p, element (k, n), p = n /
+// of 4 bytes of each column: s = 4 elements (quads) of int8, 2 of float16 and bfloat16, 1 of
+// float32. With K' = K rounded up to s and width(p) the columns of panel p, element (k, n), p = n /
 // 64, is element
 //     p * 64 * K' + ((k / s) * width(p) + n % 64) * s + k % s,
 // but of float16, whose 16 columns are together for each k,
@@ -26,7 +26,9 @@ inline constexpr std::int64_t kColumnUnit = 16;
 inline constexpr std::int64_t kQuad = 4;
 inline constexpr std::int64_t kStepBytes = 4;  // of a column
 
-constexpr std::int64_t ElementsOfStep(WType w) { return w == WType::kU4 ? 8 : IsFloat(w) ? 2 : 4; }
+constexpr std::int64_t ElementsOfStep(WType w) {
+  return w == WType::kF32 ? 1 : w == WType::kU4 ? 8 : IsFloat(w) ? 2 : 4;
+}
 
 constexpr std::int64_t CeilDiv(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 constexpr std::int64_t RoundUp(std::int64_t a, std::int64_t b) { return CeilDiv(a, b) * b; }

@@ -91,6 +91,8 @@ const char* Name(WType w) {
       return "u4";
     case WType::kU8:
       return "u8";
+    case WType::kF32:
+      return "f32";
     case WType::kS8:
       break;
   }

@@ -27,10 +27,11 @@ struct PlanKeyHash {
     std::uint64_t hash = BitsOf(spec.epilogue) | std::uint64_t(spec.x) << 21 |
                          std::uint64_t(key.isa) << 24 | std::uint64_t(key.acc16) << 28 |
                          std::uint64_t(spec.w) << 29 | std::uint64_t(key.threads) << 32;
-    const std::int64_t form = std::int64_t(spec.blocks.scale) << 2 | spec.blocks.minimum << 1 |
+    const std::int64_t form = std::int64_t(spec.transposed) << 4 |
+                              std::int64_t(spec.blocks.scale) << 2 | spec.blocks.minimum << 1 |
                               std::int64_t(spec.keeps_x);
     for (const std::int64_t v : {key.shape.m, key.shape.n, key.shape.k,
-                                 key.shape.batch * 2 + key.shape.ragged, spec.group << 4 | form}) {
+                                 key.shape.batch * 2 + key.shape.ragged, spec.group << 5 | form}) {
       hash = (hash ^ std::uint64_t(v)) * 0x9e3779b97f4a7c15ULL;
       hash ^= hash >> 29;
     }
@@ -62,13 +63,13 @@ void AddItems(Plan& plan, const EvenSplit& rows, std::int64_t groups) {
 
 // Splits one product, of so many cycles, among `threads`. Over M where every thread gets full
 // tiles: no two threads then write near each other and the rows of x are prepared once. Over N
-// otherwise: each thread streams its own part of the weights, or splits it (acc16.h).
+// otherwise: each thread streams its own part of the weights, or prepares it.
 void SplitProduct(Plan& plan, double cycles, std::int64_t threads) {
   const GemmShape& shape = plan.key.shape;
   const std::int64_t tile_rows = plan.family->max_rows;
   std::int64_t row_blocks = CeilDiv(shape.m, plan.rows_in_cache);
   double cycles_per_item = kCyclesToWake;
-  const bool by_panels = plan.key.acc16 && Acc16SharesRows(shape, threads);
+  const bool by_panels = plan.PreparesPanels() && SharesRows(shape, threads);
   if (shape.m >= 2 * tile_rows * threads && !by_panels) {
     row_blocks = RoundUp(row_blocks, threads);
     cycles_per_item /= 4;  // who waits at the end waits for one item
@@ -120,7 +121,7 @@ std::vector<TileStep> MakeSteps(const Plan& plan, int rows, int width) {
   const int widest = plan.family->max_columns(rows);
   // Weights that take a good part of the L3 have left it before they are needed again.
   const bool streams =
-      plan.key.shape.m <= plan.family->max_rows &&
+      plan.key.shape.m <= plan.family->max_rows && !plan.key.spec.transposed &&
       plan.layout.Bytes() * plan.key.shape.batch > std::int64_t(Cpu().l3_bytes / 8);
   for (int column = 0; column < width;) {
     TileStep step{};
@@ -128,9 +129,9 @@ std::vector<TileStep> MakeSteps(const Plan& plan, int rows, int width) {
     const int columns = std::min(widest, width - column);
     for (const KPart part : PartsInUse(plan.is_parts ? 1 : plan.k_blocks)) {
       const bool from_sums = plan.key.acc16 || plan.parts != nullptr;
-      const TileKey key{rows,      columns,         width,
-                        part,      streams,         plan.epilogue,
-                        from_sums, plan.key.spec.w, plan.key.spec.blocks};
+      const TileKey key{rows,      columns,       width,
+                        part,      streams,       plan.epilogue,
+                        from_sums, plan.layout.w, plan.layout.blocks};
       step.keys[int(part)] = key;
       step.kernels[int(part)] = plan.family->tile(key);
     }
@@ -210,17 +211,25 @@ int RaggedThreads(const Plan& plan) {
 std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
   auto plan = std::make_shared<Plan>();
   plan->key = key;
-  const bool floats = key.spec.FloatSums(), blocks = IsBlocks(key.spec.w);
-  const KernelFamily* const pairs = PairsFamilyOf(key.isa, key.spec.x, key.spec.w);
+  const bool transposed = key.spec.transposed;
+  const WType w = transposed ? WType::kF32 : key.spec.w;
+  const std::int64_t group = transposed ? 0 : key.spec.group;
+  const bool floats = key.spec.FloatSums(), blocks = IsBlocks(w);
+  const KernelFamily* const pairs = PairsFamilyOf(key.isa, key.spec.x, w);
   plan->family = key.acc16 ? Acc16FamilyOf(key.isa)
                  : pairs   ? pairs
                  : floats  ? &FloatFamilyOf(key.isa)
                  : blocks  ? &BlockFamilyOf(key.isa)
                            : &FamilyOf(key.isa);
-  plan->layout = {key.shape.k, key.shape.n, key.spec.w, blocks ? key.spec.group : 0,
-                  key.spec.blocks};
+  plan->layout = {key.shape.k, key.shape.n, w, blocks ? group : 0, {}};
+  if (blocks) plan->layout.blocks = key.spec.blocks;
+  if (transposed) {
+    plan->source = {key.shape.n, key.shape.k, key.spec.w, key.spec.group, key.spec.blocks};
+    plan->transpose = TransposeOf(key.isa);
+  }
   Epilogue& epilogue = plan->epilogue;
   epilogue = key.spec.epilogue;
+  epilogue.w_zero = epilogue.w_zero && !transposed;
   epilogue.float_sums = floats || blocks;
   if (IsFloat(key.spec.x)) {
     if (!epilogue.float_sums) epilogue.x_scale = epilogue.x_zero = Granularity::kRow;
@@ -231,11 +240,10 @@ std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
   }
   // An int32 result wraps, so it needs no blocks; float sums need those of scales. Kernels of
   // weights in blocks know them.
-  const bool blocked = epilogue.out != OutType::kS32 && (!floats || key.spec.group > 0) && !blocks;
-  epilogue.w_groups = key.spec.group > 0 && !blocks;
-  plan->k_blocks = blocked ? KBlocks(key.shape.k, epilogue.w_zero, key.spec.group) : 1;
-  plan->k_block =
-      plan->k_blocks > 1 ? KBlock(epilogue.w_zero, key.spec.group) : plan->layout.PaddedK();
+  const bool blocked = epilogue.out != OutType::kS32 && (!floats || group > 0) && !blocks;
+  epilogue.w_groups = group > 0 && !blocks;
+  plan->k_blocks = blocked ? KBlocks(key.shape.k, epilogue.w_zero, group) : 1;
+  plan->k_block = plan->k_blocks > 1 ? KBlock(epilogue.w_zero, group) : plan->layout.PaddedK();
   const bool same_format = pairs ? true
                            : floats
                                ? key.spec.x == XType::kF32
@@ -245,7 +253,8 @@ std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
                        ? key.shape.k * SizeOf(key.spec.x)
                        : CopiedStride(plan->layout.PaddedK() * SizeOf(plan->family->a_format));
   if (key.shape.m == 0 || key.shape.n == 0 || key.shape.batch == 0) return plan;
-  const std::int64_t cache_bytes = key.acc16 ? kAcc16BlockBytes : std::int64_t(Cpu().l2_bytes / 4);
+  const std::int64_t cache_bytes =
+      plan->PreparesPanels() ? kSharedBlockBytes : std::int64_t(Cpu().l2_bytes / 4);
   plan->rows_in_cache = std::max<std::int64_t>(
       plan->family->max_rows, cache_bytes / std::max<std::int64_t>(1, plan->a_stride));
   if (key.shape.ragged) {

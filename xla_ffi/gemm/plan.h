@@ -11,6 +11,14 @@
 
 namespace qgemm {
 
+// Bytes of x in a block where panels are prepared for each: a block has many rows.
+inline constexpr std::int64_t kSharedBlockBytes = 1 << 20;
+
+// Whether threads then share blocks of rows and have panels of their own, which each prepares once.
+constexpr bool SharesRows(const GemmShape& shape, std::int64_t threads) {
+  return CeilDiv(shape.n, kPanelColumns) >= 4 * threads;
+}
+
 struct PlanKey {
   GemmShape shape;
   GemmSpec spec;
@@ -62,6 +70,13 @@ struct Plan {
   // being its k_blocks. This plan then adds them up and is only the epilogue.
   std::shared_ptr<const Plan> parts;
   bool is_parts = false;
+
+  // By a transpose: the packed weight, and what makes panels of it.
+  PackedLayout source{};
+  TransposeFn transpose = nullptr;
+
+  // Whether a panel of weights is prepared before its tiles, which takes as long as some rows.
+  bool PreparesPanels() const { return key.acc16 || transpose != nullptr; }
 
   bool in_place = false;      // the kernels read the rows of x where they are
   std::int64_t a_stride = 0;  // bytes between the rows that kernels read

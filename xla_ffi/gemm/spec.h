@@ -11,9 +11,11 @@
 // With bfloat16 on both sides, where the CPU multiplies pairs of them (AVX512_BF16): the same for
 // each odd k, then the even one before it, subnormal numbers counting as zeros before and after.
 // AMX has that of bfloat16 and of float16, each 32 elements of K in two sums of even and of odd k.
-// With weights in blocks, groups g of K that bring a scale d and a minimum c (where they have none,
-// c = -offset * d, offset 8 or 128): w[k,n] = d[g,n] * q[k,n] + c[g,n]. Either x stays float and w
-// is that, as one rounding has it, in float sums; or x is quantized, each row's part in a group
+// By the transpose of a weight, x [m, n] and out [m, k]: float sums over n ascending of x times
+// what the weight stands for, rounded to f32 (transpose.h); no bias, residual or activation. With
+// weights in blocks, groups g of K that bring a scale d and a minimum c (where they have none, c =
+// -offset * d, offset 8 or 128): w[k,n] = d[g,n] * q[k,n] + c[g,n]. Either x stays float and w is
+// that, as one rounding has it, in float sums; or x is quantized, each row's part in a group
 // symmetrically with a scale s[m,g], and, fused again,
 //   y[m,n]   = sum_g d[g,n] * (s * (sum_k xq[m,k] * (q[k,n] - offset)))                  g
 //   ascending
@@ -69,10 +71,12 @@ constexpr std::int64_t SizeOf(OutType out) {
 
 constexpr bool IsQuantized(OutType out) { return out == OutType::kU8 || out == OutType::kS8; }
 
-// How the weights are stored; the last two in blocks.
-enum class WType : std::uint8_t { kS8, kF16, kBf16, kU4, kU8 };
+// How the weights are stored; two in blocks, kF32 only as a panel of a transpose.
+enum class WType : std::uint8_t { kS8, kF16, kBf16, kU4, kU8, kF32 };
 
-constexpr bool IsFloat(WType w) { return w == WType::kF16 || w == WType::kBf16; }
+constexpr bool IsFloat(WType w) {
+  return w == WType::kF16 || w == WType::kBf16 || w == WType::kF32;
+}
 constexpr bool IsBlocks(WType w) { return w == WType::kU4 || w == WType::kU8; }
 
 // Of blocks without a minimum: what stands for a weight of 0.
@@ -151,12 +155,14 @@ struct GemmSpec {
   std::int64_t group = 0;  // elements of K that share a scale of w; 0: all of them
   bool keeps_x = false;    // a float x stays float for weights of integers, too
   BlockForm blocks;        // of weights in blocks, which have a group and a float x
+  // By the transpose of the weight, whose K then is the N of the product and the other way round.
+  bool transposed = false;
 
-  constexpr bool FloatSums() const { return IsFloat(w) || keeps_x; }
+  constexpr bool FloatSums() const { return IsFloat(w) || keeps_x || transposed; }
 
   friend bool operator==(const GemmSpec& a, const GemmSpec& b) {
     return a.x == b.x && a.w == b.w && a.epilogue == b.epilogue && a.group == b.group &&
-           a.keeps_x == b.keeps_x && a.blocks == b.blocks;
+           a.keeps_x == b.keeps_x && a.blocks == b.blocks && a.transposed == b.transposed;
   }
 };
 

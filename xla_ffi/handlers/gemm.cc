@@ -3,14 +3,15 @@
 // operands: x [M,K] u8, s8, f32, bf16 or f16; data [packed], s8; of weights that take a float x
 // u16,
 //   the bits of "float16" and "bfloat16", or u8, "int4" and "int8_blocks" with a group and scales;
-//   of s8, w_scale f32 [N] and column_sums s32 [blocks,N]; with a group, w_scale and w_zero_point
-//   are [groups,N];
+//   of s8, w_scale f32 [N] and, unless x stays float, column_sums s32 [blocks,N]; with a group,
+//   w_scale and w_zero_point are [groups,N];
 //   then those in use: x_scale f32 [] or [M]; x_zero_point s32 [] or [M]; w_zero_point s32 [N];
 //   bias f32 [N]; residual f32, bf16 or f16 [M,N]; out_scale f32 [] or [N]; out_zero_point s32 [].
 // result: out [M,N] f32, bf16, f16, u8, s8, or s32 (the sums themselves).
 // Batched, several products: out has a leading dimension for them, and so may each operand.
 // Ragged: groups of rows of x with a weight each, all operands of w with a leading dimension, bias
 //   too or one for all; the last operand is group_sizes s32 [groups].
+// By the transpose of the weight: x is [M,N] and out [M,K], both of floats.
 #include "gemm/gemm.h"
 
 #include <optional>
@@ -49,7 +50,7 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer da
                 bool dynamic, std::string_view x_scale, std::string_view x_zero_point,
                 bool has_w_zero_point, bool has_bias, bool has_residual, std::int64_t group,
                 std::string_view block_scale, bool block_minimum, bool batched, bool ragged,
-                std::string_view activation, bool out_scale_per_column) {
+                bool transposed, std::string_view activation, bool out_scale_per_column) {
   Checker check(kTarget);
   PlanKey key;
   Epilogue& epilogue = key.spec.epilogue;
@@ -100,17 +101,23 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer da
   check.Require(!raw || (!dynamic && !has_bias && !has_residual && *act == Activation::kNone),
                 "an int32 result takes integer x and no bias, residual or activation");
   check.Require(!raw || group == 0, "an int32 result takes no groups");
+  check.Require(!transposed || (keeps_x && !has_bias && !has_residual &&
+                                *act == Activation::kNone && !IsQuantized(*out_type)),
+                "by a transpose: float x and result, no bias, residual or activation");
   if (!check.ok()) return check.error();
 
   const std::int64_t m = x.dimensions()[rank - 2], k = x.dimensions()[rank - 1];
   const std::int64_t n = out->dimensions().back();
-  const std::int64_t blocks = KBlocks(k, has_w_zero_point, group);
+  // Of the weight.
+  const std::int64_t w_rows = transposed ? n : k, w_columns = transposed ? k : n;
+  const std::int64_t blocks = KBlocks(w_rows, has_w_zero_point, group);
   // Of the weights: the groups of a ragged product are a batch that shares x and out.
   const std::int64_t stack = ragged ? data.dimensions()[0] : batch;
   key.shape = {m, n, k, batched || ragged ? stack : 1, ragged};
   key.spec.x = *x_type;
   key.spec.w = *w_type;
   key.spec.keeps_x = keeps_x && !float_w;
+  key.spec.transposed = transposed;
   key.spec.group = group;
   if (block_type) key.spec.blocks = {*block_type, block_minimum};
   epilogue.out = *out_type;
@@ -130,7 +137,7 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer da
   }
   strides.out = ragged ? 0 : m * n * SizeOf(*out_type);
   strides.x = check.BatchedShape("x", x, batch, {m, k}) * SizeOf(*x_type);
-  const PackedLayout layout{k, n, *w_type, in_blocks ? group : 0, key.spec.blocks};
+  const PackedLayout layout{w_rows, w_columns, *w_type, in_blocks ? group : 0, key.spec.blocks};
   const std::int64_t element = float_w ? 2 : 1;
   strides.w = check.BatchedShape("data", data, stack, {layout.Bytes() / element}) * element;
   o.x = x.untyped_data();
@@ -140,9 +147,9 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer da
   OptionalOperands optional(rest, check);
   const auto next_of_columns = [&](const char* name, auto dtype, auto& to, std::int64_t& stride) {
     if (group > 0) {
-      optional.NextBatched<dtype()>(name, stack, {blocks, n}, to, stride);
+      optional.NextBatched<dtype()>(name, stack, {blocks, w_columns}, to, stride);
     } else {
-      optional.NextBatched<dtype()>(name, stack, {n}, to, stride);
+      optional.NextBatched<dtype()>(name, stack, {w_columns}, to, stride);
     }
   };
   const auto next_of_x = [&](const char* name, Granularity form, auto dtype, auto& to,
@@ -152,8 +159,8 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer da
   };
   using F32 = std::integral_constant<ffi::DataType, ffi::F32>;
   using S32 = std::integral_constant<ffi::DataType, ffi::S32>;
-  if (scaled) {
-    next_of_columns("w_scale", F32{}, o.w_scale, strides.w_scale);
+  if (scaled) next_of_columns("w_scale", F32{}, o.w_scale, strides.w_scale);
+  if (scaled && !keeps_x) {
     optional.NextBatched<ffi::S32>("column_sums", stack, {blocks, n}, o.column_sums,
                                    strides.column_sums);
   }
@@ -213,6 +220,7 @@ XLA_FFI_Error* GemmV1(XLA_FFI_CallFrame* call_frame) {
                                     .Attr<bool>("block_minimum")
                                     .Attr<bool>("batched")
                                     .Attr<bool>("ragged")
+                                    .Attr<bool>("transposed")
                                     .Attr<std::string_view>("activation")
                                     .Attr<bool>("out_scale_per_column")
                                     .To(Gemm)

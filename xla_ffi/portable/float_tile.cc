@@ -88,6 +88,7 @@ TileFn PortableFloatTile(const TileKey& key) {
   if (IsBlocks(key.w)) return RunBlocks;
   return key.w == WType::kF16    ? RunTile<F16, WType::kF16>
          : key.w == WType::kBf16 ? RunTile<Bf16, WType::kBf16>
+         : key.w == WType::kF32  ? RunTile<float, WType::kF32>
                                  : RunTile<std::int8_t, WType::kS8>;
 }
 

@@ -10,5 +10,6 @@ TileFn PortableTile(const TileKey& key);
 RowKernels PortableRows(XType x);
 TileFn PortableFloatTile(const TileKey& key);
 TileFn PortableBlockTile(const TileKey& key);
+void PortableTranspose(const TransposeSource& source, std::int64_t panel, float* to);
 
 }  // namespace qgemm

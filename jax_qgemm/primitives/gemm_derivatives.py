@@ -1,0 +1,173 @@
+"""Derivatives of gemm: JVP, transpose, and Taylor series for `jax.experimental.jet`.
+
+The product is linear in x, and so are the sums in bias and residual. Where x is quantized inside,
+its rounding counts as the identity (a straight-through estimator, Bengio et al. 2013): its tangent
+is multiplied by the real values of the weight in float32 sums, a cotangent by their transpose.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import jet
+from jax.interpreters import ad
+
+from jax_qgemm import compat, reference
+from jax_qgemm.errors import FLOATS
+from jax_qgemm.primitives.gemm import gemm, gemm_p, operand_names, operation, rank
+from jax_qgemm.types import GemmSpec
+
+
+def _relu(y):
+    """`reference.ACTIVATIONS["relu"]`, with derivative 0 at 0, as jax.nn.relu has it."""
+    return jnp.where(y <= 0, 0, y)
+
+
+_ACTIVATIONS = reference.ACTIVATIONS | {"relu": _relu}
+
+
+def _jvp(primals, tangents, *, spec: GemmSpec):
+    names = operand_names(spec)
+    operands = dict(zip(names, primals, strict=True))
+    moving = {
+        name: tangent
+        for name, tangent in zip(names, tangents, strict=True)
+        if type(tangent) is not ad.Zero and tangent.dtype != jax.dtypes.float0
+    }
+    _check(moving, operands, spec)
+    if set(moving) == {"x"} and spec.activation == "none":
+        tangent = _of_x(moving["x"], operands, spec, spec.out_dtype)
+    else:
+        tangent = sum(_term(name, t, operands, spec) for name, t in moving.items())
+    if spec.activation in ("none", "relu"):
+        out = gemm(spec, **operands)
+        if spec.activation == "relu":
+            tangent = jnp.where(out > 0, tangent, 0)
+    else:
+        y = gemm(_before_activation(spec), **operands)
+        tangent = jnp.broadcast_to(tangent, y.shape)
+        out, tangent = jax.jvp(_ACTIVATIONS[spec.activation], (y,), (tangent,))
+        out = out.astype(spec.out_dtype)
+    return [out], [jnp.broadcast_to(tangent, out.shape).astype(out.dtype)]
+
+
+def _check(moving, operands, spec: GemmSpec):
+    """Refuses tangents of what has no derivative."""
+    if spec.out_dtype not in FLOATS:
+        _refuse(spec, f"its result is of {spec.out_dtype}; jax_qgemm.dot has floats")
+    smooth = {"x", "bias", "residual", "x_scale"}
+    if not (spec.group or spec.transposed_k is not None):
+        smooth.add("w_scale")
+    for name in moving:
+        if name not in smooth:
+            scale = name == "w_scale" and "in groups or through a gradient in x, "
+            _refuse(spec, f"not in {name}{f' {scale}' if scale else ''}")
+
+
+def _refuse(spec: GemmSpec, why: str):
+    raise NotImplementedError(
+        f"jax_qgemm.{operation(spec)}: not differentiable here: {why}. It is in float x, bias, "
+        "residual and scales per tensor, row or channel; use jax.lax.stop_gradient on the rest"
+    )
+
+
+def _before_activation(spec: GemmSpec, **changes) -> GemmSpec:
+    return dataclasses.replace(spec, activation="none", out_dtype="float32", **changes)
+
+
+def _bare(spec: GemmSpec) -> GemmSpec:
+    """The product and its scales."""
+    return _before_activation(spec, bias=False, residual=False)
+
+
+def _of_x(x, operands, spec: GemmSpec, out_dtype: str):
+    """The linear map that the product is of a float x."""
+    linear = dataclasses.replace(
+        _bare(spec),
+        dynamic=False,
+        keeps_x=True,
+        x_scale="none",
+        x_zero_point="none",
+        out_dtype=out_dtype,
+    )
+    return gemm(linear, **(operands | {"x": x}))
+
+
+def _term(name: str, tangent, operands, spec: GemmSpec):
+    """What the tangent of one operand adds to that of the result before the activation."""
+    if name == "x":
+        return _of_x(tangent, operands, spec, "float32")
+    spread = _spread(name, tangent, operands, spec).astype(jnp.float32)
+    if name in ("bias", "residual"):
+        return spread
+    ones = {name: jnp.ones_like(operands[name])}
+    return gemm(_bare(spec), **(operands | ones)) * spread
+
+
+def _spread(name: str, operand, operands, spec: GemmSpec):
+    """An operand, to be broadcast to the result."""
+    if name == "residual":
+        return operand
+    if name == "x_scale":
+        return operand[..., None] if spec.x_scale == "row" else operand[..., None, None]
+    if not spec.ragged:
+        return operand[..., None, :]
+    ends = jnp.cumsum(jnp.maximum(operands["group_sizes"], 0))
+    rows = jnp.arange(operands["x"].shape[0])
+    if operand.ndim > rank(name, spec):
+        operand = operand[jnp.searchsorted(ends[:-1], rows, side="right")]
+    return jnp.where((rows < ends[-1])[:, None], operand, 0)
+
+
+def _transpose(cotangents, *operands, spec: GemmSpec):
+    (cotangent,) = cotangents
+    names = operand_names(spec)
+    linear = [n for n, o in zip(names, operands, strict=True) if ad.is_undefined_primal(o)]
+    if linear != ["x"] or not spec.keeps_x or spec != _linear_part(spec):
+        _refuse(spec, f"it is not linear in {', '.join(linear)}")
+    x = operands[0].aval
+    if type(cotangent) is ad.Zero:
+        return [ad.Zero(x)] + [None] * (len(names) - 1)
+    shared = spec.batched and x.ndim == 2
+    back = dataclasses.replace(
+        spec,
+        transposed_k=x.shape[-1] if spec.transposed_k is None else None,
+        out_dtype="float32" if shared else x.dtype.name,
+    )
+    parts = dict(zip(names, operands, strict=True)) | {"x": cotangent}
+    out = gemm(back, **parts)
+    if shared:
+        out = out.sum(axis=0).astype(x.dtype)
+    return [out] + [None] * (len(names) - 1)
+
+
+def _linear_part(spec: GemmSpec) -> GemmSpec:
+    return dataclasses.replace(_bare(spec), out_dtype=spec.out_dtype)
+
+
+def _taylor(primals, series, *, spec: GemmSpec):
+    """Series of x, bias and residual → that of the result. What else there is counts as constant:
+    jet does not tell whether its series are zeros."""
+    if spec.out_dtype not in FLOATS:
+        _refuse(spec, f"its result is of {spec.out_dtype}")
+    names = operand_names(spec)
+    operands = dict(zip(names, primals, strict=True))
+    moving = [
+        name
+        for name in ("x", "bias", "residual")
+        if name in names and jnp.issubdtype(operands[name].dtype, jnp.floating)
+    ]
+    of = dict(zip(names, series, strict=True))
+    y = gemm(_before_activation(spec), **operands)
+    terms = [
+        jnp.broadcast_to(sum(_term(name, of[name][i], operands, spec) for name in moving), y.shape)
+        for i in range(len(series[0]))
+    ]
+    if spec.activation != "none":
+        y, terms = compat.jet_in_rule(_ACTIVATIONS[spec.activation], (y,), (terms,))
+    return [y.astype(spec.out_dtype)], [[term.astype(spec.out_dtype) for term in terms]]
+
+
+ad.primitive_jvps[gemm_p] = _jvp
+ad.primitive_transposes[gemm_p] = _transpose
+jet.jet_rules[gemm_p] = _taylor
