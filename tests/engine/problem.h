@@ -322,9 +322,13 @@ inline std::vector<std::uint8_t> TransposedReference(const Case& c, const Proble
   for (std::int64_t i = 0; i < m; ++i) {
     for (std::int64_t q = 0; q < k; ++q) row[q] = XFloat(p, c.spec.x, i * k + q);
     for (std::int64_t j = 0; j < n; ++j) {
-      float y = 0;
+      float y = 0, before = 0;
       for (std::int64_t q = 0; q < k; ++q) {
         const std::int64_t at = j * k + q;
+        if (q > 0 && q % 1024 == 0) {
+          before = q == 1024 ? y : before + y;
+          y = 0;
+        }
         const std::int64_t shared = (c.spec.group > 0 ? j / c.spec.group * k : 0) + q;
         float w;
         if (IsFloat(c.spec.w)) {
@@ -337,7 +341,7 @@ inline std::vector<std::uint8_t> TransposedReference(const Case& c, const Proble
         }
         y = std::fma(row[q], w, y);
       }
-      Output(c, p, i * n + j, y, out);
+      Output(c, p, i * n + j, k > 1024 ? before + y : y, out);
     }
   }
   return out;

@@ -103,7 +103,6 @@ class BlockRunner {
     args_.a_stride = plan.a_stride;
     args_.groups = plan.layout.Groups();
     if (args_.groups > 0) args_.group_steps = plan.layout.StepsOfGroup();
-    args_.partial = workspace.partial.Reserve<float>(std::size_t(family_.max_rows * kPanelColumns));
   }
   BlockRunner(const BlockRunner&) = delete;
   BlockRunner& operator=(const BlockRunner&) = delete;
@@ -117,15 +116,14 @@ class BlockRunner {
   void Run(const WorkItem& item, bool new_rows, std::int64_t panel, std::int64_t next_panel,
            const std::int32_t* sums = nullptr) {
     const std::int64_t n = plan_.key.shape.n;
-    const std::int64_t first_column = panel * kPanelColumns;
+    const std::int64_t first_column = first_column_ = panel * kPanelColumns;
     const std::int64_t width = plan_.layout.PanelWidth(panel);
     const std::int64_t valid = std::min(width, n - first_column);
     const bool padded = valid < width;
     columns_ = ColumnsAt(operands_, plan_, column_sums_, first_column);
     if (padded) columns_ = PaddedColumns(columns_, valid, Sums(), workspace_.columns);
     width_ = width;
-    w_ = plan_.transpose != nullptr ? Transposed(panel)
-                                    : operands_.w + plan_.layout.PanelOffset(panel);
+    w_ = operands_.w + plan_.layout.PanelOffset(panel);
     sums_ = sums;
     if (plan_.key.acc16) {
       workspace_.splitter->Split(w_, width);
@@ -135,6 +133,8 @@ class BlockRunner {
     part_ = item.part;
     const bool fetch_rows = new_rows || plan_.PreparesPanels();  // whose blocks leave the L2
     next_w_ = fetch_rows ? nullptr : operands_.w + plan_.layout.PanelOffset(next_panel);
+    const std::int64_t of_partial = plan_.transpose != nullptr ? item.rows : family_.max_rows;
+    partial_ = workspace_.partial.Reserve<float>(std::size_t(of_partial * kPanelColumns));
 
     const std::int64_t out_row = n * out_size_;
     const std::int64_t first_row = item.part * plan_.key.shape.m + item.first_row;
@@ -148,6 +148,24 @@ class BlockRunner {
       staged = workspace_.out_tile.Reserve<std::uint8_t>(
           std::size_t(family_.max_rows * args_.out_stride));
     }
+    if (plan_.transpose == nullptr) {
+      const std::int64_t begin = plan_.is_parts ? part_ : 0;
+      RunTiles(item, out, staged, begin, plan_.is_parts ? part_ + 1 : plan_.k_blocks, valid);
+      return;
+    }
+    for (std::int64_t block = 0; block < plan_.k_blocks; ++block) {
+      w_ = Transposed(panel, block);
+      RunTiles(item, out, staged, block, block + 1, valid);
+    }
+  }
+
+ private:
+  // All tiles of a panel, from block to block of K; `staged`, if there is one, has room for the
+  // result of one, of which so many columns are `valid`.
+  void RunTiles(const WorkItem& item, std::uint8_t* out, std::uint8_t* staged, std::int64_t begin,
+                std::int64_t end, std::int64_t valid) {
+    const std::int64_t out_row = plan_.key.shape.n * out_size_;
+    const bool ends = plan_.is_parts || end == plan_.k_blocks;
     // The larger tiles come first.
     const EvenSplit tiles = plan_.Tiles(item.rows);
     std::int64_t row = 0;
@@ -155,13 +173,13 @@ class BlockRunner {
                                       std::pair(tiles.parts - tiles.Larger(), tiles.Smaller())}) {
       if (count == 0) continue;
       SetUp(int(rows));
-      const std::vector<TileStep>& steps = plan_.Steps(rows, width);
+      const std::vector<TileStep>& steps = plan_.Steps(rows, width_);
       for (std::int64_t tile = 0; tile < count; ++tile, row += rows, out += rows * out_row) {
         if (operands_.residual != nullptr) {
-          SetResidual(item.first_row + row, rows, first_column, valid, padded);
+          SetResidual(item.first_row + row, rows, first_column_, valid, staged != nullptr);
         }
-        RunTile(steps, row, rows, padded ? staged : out);
-        for (std::int64_t r = 0; padded && r < rows; ++r) {
+        RunTile(steps, row, rows, staged != nullptr ? staged : out, begin, end);
+        for (std::int64_t r = 0; staged != nullptr && ends && r < rows; ++r) {
           std::memcpy(out + r * out_row, staged + r * args_.out_stride,
                       std::size_t(valid * out_size_));
         }
@@ -169,13 +187,14 @@ class BlockRunner {
     }
   }
 
- private:
-  const std::int8_t* Transposed(std::int64_t panel) {
-    auto* to = workspace_.transposed.Reserve<float>(
-        std::size_t(plan_.layout.k * plan_.layout.PanelWidth(panel)));
+  // A part of a panel, for a block of K.
+  const std::int8_t* Transposed(std::int64_t panel, std::int64_t block) {
+    const std::int64_t first = block * plan_.k_block;
+    const std::int64_t columns = std::min(plan_.k_block, plan_.layout.k - first);
+    auto* to = workspace_.transposed.Reserve<float>(std::size_t(columns * kPanelColumns));
     const GemmSpec& spec = plan_.key.spec;
     plan_.transpose({plan_.source, operands_.w, operands_.w_scale, operands_.w_zero,
-                     IsBlocks(spec.w) ? 0 : spec.group},
+                     IsBlocks(spec.w) ? 0 : spec.group, first, columns},
                     panel, to);
     return reinterpret_cast<const std::int8_t*>(to);
   }
@@ -233,7 +252,7 @@ class BlockRunner {
   }
 
   void RunTile(const std::vector<TileStep>& steps, std::int64_t row, std::int64_t rows,
-               std::uint8_t* out) {
+               std::uint8_t* out, std::int64_t begin, std::int64_t end) {
     const PreparedRows& prepared = workspace_.rows;
     const auto at = [](const auto* p, std::int64_t column) {
       return p == nullptr ? p : p + column;
@@ -242,12 +261,13 @@ class BlockRunner {
     args.row_negative_zeros = prepared.negative_zeros(row);
     args.row_scales = prepared.scales(row);
     for (const TileStep& step : steps) {
+      // What is kept from block to block is that of all rows.
+      const bool kept = plan_.transpose != nullptr;
+      args.partial = partial_ + (kept ? row * kPanelColumns + step.column : 0);
       args.out = out + step.column * out_size_;
       args.bias = at(columns_.bias, step.column);
       args.residual = at(residual_, step.column * SizeOf(plan_.epilogue.residual));
       args.out_inverses = inverses_ + step.column;
-      const std::int64_t begin = plan_.is_parts ? part_ : 0;
-      const std::int64_t end = plan_.is_parts ? part_ + 1 : plan_.k_blocks;
       for (std::int64_t block = begin; block < end; ++block) {
         const std::int64_t first = block * plan_.k_block;
         const std::int64_t rest = plan_.layout.PaddedK() - first;
@@ -255,7 +275,8 @@ class BlockRunner {
         args.a = prepared.a(row) + first * a_size_;
         args.next = Next(row, rows, first);
         const std::int64_t elements = ElementsOfStep(plan_.layout.w);
-        args.b = w_ + (first / elements * width_ + step.column) * kStepBytes;
+        const std::int64_t steps_before = plan_.transpose != nullptr ? 0 : first / elements;
+        args.b = w_ + (steps_before * width_ + step.column) * kStepBytes;
         args.quads = length / elements;
         if (args.groups > 0) SetGroups(step.column, row);
         const std::int64_t of_sums = block % Sums();
@@ -265,10 +286,10 @@ class BlockRunner {
         const std::int64_t group = of_sums * columns_.scales_stride + step.column;
         args.column_scales = at(columns_.scales, group);
         args.column_zeros = at(columns_.zeros, group);
-        const KPart part = end - begin == 1  ? KPart::kWhole
-                           : block == 0      ? KPart::kFirst
-                           : block < end - 1 ? KPart::kMiddle
-                                             : KPart::kLast;
+        const KPart part = plan_.is_parts || plan_.k_blocks == 1 ? KPart::kWhole
+                           : block == 0                          ? KPart::kFirst
+                           : block < plan_.k_blocks - 1          ? KPart::kMiddle
+                                                                 : KPart::kLast;
         args.key = &step.keys[int(part)];
         step.kernels[int(part)](&args);
       }
@@ -303,9 +324,11 @@ class BlockRunner {
   std::int64_t out_size_ = 4;
   std::int64_t a_size_ = 1;
   const std::int32_t* column_sums_ = nullptr;
+  float* partial_ = nullptr;  // sums of the blocks of K so far
   // Of the panel at hand.
   PanelColumns columns_{};
   std::int64_t width_ = 0;
+  std::int64_t first_column_ = 0;
   std::int64_t part_ = 0;
   const std::int32_t* sums_ = nullptr;
   const std::int8_t* w_ = nullptr;

@@ -18,6 +18,8 @@ constexpr double kCyclesToWake = 100e3, kCyclesToHand = 30e3;
 // Bytes of weights a core streams per cycle when they come from beyond its L2; those in blocks, of
 // language models, most likely from memory.
 constexpr double StreamBytesPerCycle(WType w) { return IsBlocks(w) ? 3 : 8; }
+// Where x is widened for parts of K, its copies may be so many times as large as what is in cache.
+constexpr std::int64_t kMostCopies = 8;
 // More plans than any program has shapes; beyond it the cache starts anew.
 constexpr std::size_t kMaxPlans = 4096;
 
@@ -244,6 +246,10 @@ std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
   epilogue.w_groups = group > 0 && !blocks;
   plan->k_blocks = blocked ? KBlocks(key.shape.k, epilogue.w_zero, group) : 1;
   plan->k_block = plan->k_blocks > 1 ? KBlock(epilogue.w_zero, group) : plan->layout.PaddedK();
+  if (transposed && key.shape.k > kTransposedColumns) {
+    plan->k_blocks = CeilDiv(key.shape.k, kTransposedColumns);
+    plan->k_block = kTransposedColumns;
+  }
   const bool same_format = pairs ? true
                            : floats
                                ? key.spec.x == XType::kF32
@@ -255,8 +261,14 @@ std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
   if (key.shape.m == 0 || key.shape.n == 0 || key.shape.batch == 0) return plan;
   const std::int64_t cache_bytes =
       plan->PreparesPanels() ? kSharedBlockBytes : std::int64_t(Cpu().l2_bytes / 4);
-  plan->rows_in_cache = std::max<std::int64_t>(
-      plan->family->max_rows, cache_bytes / std::max<std::int64_t>(1, plan->a_stride));
+  std::int64_t row_bytes = plan->a_stride;
+  if (transposed) {
+    // Of a part; but copies are of whole rows.
+    row_bytes = std::max(std::min(plan->k_block * SizeOf(AFormat::kF32), row_bytes),
+                         plan->in_place ? 0 : row_bytes / kMostCopies);
+  }
+  plan->rows_in_cache = std::max<std::int64_t>(plan->family->max_rows,
+                                               cache_bytes / std::max<std::int64_t>(1, row_bytes));
   if (key.shape.ragged) {
     for (int rows = 1; rows <= std::min<std::int64_t>(plan->family->max_rows, key.shape.m);
          ++rows) {

@@ -11,15 +11,16 @@
 // With bfloat16 on both sides, where the CPU multiplies pairs of them (AVX512_BF16): the same for
 // each odd k, then the even one before it, subnormal numbers counting as zeros before and after.
 // AMX has that of bfloat16 and of float16, each 32 elements of K in two sums of even and of odd k.
-// By the transpose of a weight, x [m, n] and out [m, k]: float sums over n ascending of x times
-// what the weight stands for, rounded to f32 (transpose.h); no bias, residual or activation. With
-// weights in blocks, groups g of K that bring a scale d and a minimum c (where they have none, c =
-// -offset * d, offset 8 or 128): w[k,n] = d[g,n] * q[k,n] + c[g,n]. Either x stays float and w is
-// that, as one rounding has it, in float sums; or x is quantized, each row's part in a group
-// symmetrically with a scale s[m,g], and, fused again,
-//   y[m,n]   = sum_g d[g,n] * (s * (sum_k xq[m,k] * (q[k,n] - offset)))                  g
-//   ascending
+// With weights in blocks, groups g of K that bring a scale d and a minimum c (where they have none,
+// c = -offset * d, offset 8 or 128): w[k,n] = d[g,n] * q[k,n] + c[g,n]. Either x stays float and w
+// is that, as one rounding has it, in float sums; or x is quantized, each row's part in a group
+// symmetrically with a scale s[m,g], and, fused again, over g ascending,
+//   y[m,n]   = sum_g d[g,n] * (s * (sum_k xq[m,k] * (q[k,n] - offset)))
 //            or sum_g d[g,n] * (s * sum_k xq[m,k] * q[k,n]) + c[g,n] * (s * sum_k xq[m,k])
+//
+// By the transpose of a weight, x [m, n] and out [m, k]: float sums of x times what the weight
+// stands for, rounded to f32 (transpose.h), over n ascending, 1024 of them; these sums added up,
+// ascending. No bias, residual or activation.
 #pragma once
 
 #include <cstdint>

@@ -2,8 +2,9 @@
 // are made of the packed weight one at a time, as they are needed.
 //
 // Panel p has columns k = 64 p, ... of the weight's rows, a row of it each column n of the weight:
-// WType::kF32 in layout.h. Its values are those that the weight stands for, rounded to f32 once:
-// f32(q - zero) * scale, fma(q, scale, minimum) of blocks, floats as they are.
+// WType::kF32 in layout.h; kTransposedColumns of these at a time. Its values are those that the
+// weight stands for, rounded to f32 once: f32(q - zero) * scale, fma(q, scale, minimum) of blocks,
+// floats as they are.
 #pragma once
 
 #include <algorithm>
@@ -14,12 +15,17 @@
 
 namespace qgemm {
 
+// So many columns of the weight at a time: a part of a panel that stays in the L2 while all rows of
+// a block meet it.
+inline constexpr std::int64_t kTransposedColumns = 1024;
+
 struct TransposeSource {
   PackedLayout layout;
   const std::int8_t* w;
-  const float* scale;        // [n], or [groups, n]; of kS8
-  const std::int32_t* zero;  // as scale, or null
-  std::int64_t group;        // of scale, 0: none
+  const float* scale;                          // [n], or [groups, n]; of kS8
+  const std::int32_t* zero;                    // as scale, or null
+  std::int64_t group;                          // of scale, 0: none
+  std::int64_t first_column = 0, columns = 0;  // which of the weight
 };
 
 using TransposeFn = void (*)(const TransposeSource& source, std::int64_t panel, float* to);
@@ -52,7 +58,9 @@ void ForUnits(const TransposeSource& source, std::int64_t panel, float* to, cons
   TransposeUnit unit{};
   unit.form = layout.blocks;
   unit.to_stride = to_width;
-  for (std::int64_t p = 0; p < layout.Panels(); ++p) {
+  const std::int64_t first_panel = source.first_column / kPanelColumns;
+  const std::int64_t panels = CeilDiv(source.columns, kPanelColumns);
+  for (std::int64_t p = first_panel; p < first_panel + panels; ++p) {
     const auto* base = reinterpret_cast<const std::uint8_t*>(source.w) + layout.PanelOffset(p);
     const std::int64_t width = layout.PanelWidth(p);
     const std::int64_t valid = std::min(width, layout.n - p * kPanelColumns);
@@ -79,7 +87,7 @@ void ForUnits(const TransposeSource& source, std::int64_t panel, float* to, cons
         if (source.scale != nullptr) unit.scale = source.scale + of_group + n;
         if (source.zero != nullptr) unit.zero = source.zero + of_group + n;
         if (scales != nullptr) unit.block_scales = scales + j * layout.blocks.ScaleBytes();
-        unit.to = to + n * to_width + (k - first_k);
+        unit.to = to + (n - source.first_column) * to_width + (k - first_k);
         run(unit);
       }
     }
