@@ -2,6 +2,7 @@
 
 from jax_qgemm import compat as compat  # first: refuses a jax that is too old
 from jax_qgemm.config import config as config
+from jax_qgemm.exporting import export_checks as export_checks
 from jax_qgemm.fake_quantization import fake_quantize as fake_quantize
 from jax_qgemm.kernels import KernelCacheInfo as KernelCacheInfo
 from jax_qgemm.kernels import dump_kernels as dump_kernels

@@ -3,6 +3,8 @@
 Supported and tested: jax 0.8.0 to 0.12.0.1, with DeprecationWarnings as errors.
 """
 
+import importlib
+
 import jax
 import numpy as np
 from jax.experimental import jet
@@ -18,6 +20,61 @@ if jax.__version_info__[:3] < MINIMUM_JAX:
 ShapedArray = jax.core.ShapedArray
 # Of terms as the rules of jet have them: since jax 0.9 or so without the factorials.
 jet_in_rule = getattr(jet, "jet2", jet.jet)
+
+
+def _primitives_by_devices() -> set | None:
+    """Private, without a public name for it: custom_partitioning alone is in it."""
+    try:
+        dispatch = importlib.import_module("jax._src.dispatch")
+    except ImportError:
+        return None
+    return getattr(dispatch, "prim_requires_devices_during_lowering", None)
+
+
+_PRIMITIVES_BY_DEVICES = _primitives_by_devices()
+
+
+def varying(x) -> frozenset:
+    """The manual mesh axes that x differs along, inside shard_map."""
+    aval = jax.typeof(x)
+    return aval.vma if hasattr(aval, "vma") else aval.mat.varying
+
+
+def vary(x, axes):
+    """x as one that differs along these axes, too."""
+    axes = tuple(sorted(axes))
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(x, axes, to="varying")
+    return jax.lax.pvary(x, axes)
+
+
+def exports(ctx) -> bool:
+    """Whether what is lowered is exported, for other processes and later releases."""
+    return bool(getattr(ctx.module_context.lowering_parameters, "for_export", False))
+
+
+def takes_composites(ctx) -> bool:
+    """Whether jax.lax.composite can be lowered here: for one platform, without symbolic sizes."""
+    return not ctx.dim_var_values
+
+
+def splits_operands(ctx) -> bool:
+    """Whether what is lowered runs on several devices of a known mesh, among which XLA splits it.
+
+    Not what is exported: the callbacks of a partition live in this process.
+    """
+    context = ctx.module_context.axis_context
+    devices = getattr(context, "device_assignment", None)
+    if devices is None or len(devices) == 1 or getattr(context, "abstract_mesh", None) is None:
+        return False
+    return not exports(ctx)
+
+
+def lower_by_devices(primitive):
+    """Tells JAX that the lowering depends on them, so that it knows them. Where a release of JAX
+    has another place for that, `splits_operands` is never true."""
+    if _PRIMITIVES_BY_DEVICES is not None:
+        _PRIMITIVES_BY_DEVICES.add(primitive)
 
 
 def concrete(x) -> np.ndarray | None:

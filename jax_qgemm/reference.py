@@ -323,7 +323,7 @@ def _values(data, w_scale, w_zero_point, spec: GemmSpec):
 def _float_product(x, data, w_scale, w_zero_point, spec: GemmSpec):
     """x @ w in float32, where scales come after the sums of what shares them."""
     k = x.shape[1]
-    if spec.float_weights:
+    if spec.weights in FLOAT_WEIGHTS:
         w = unpack_float(data, k, spec.columns, spec.weights)
         return lax.dot(x, w, precision=lax.Precision.HIGHEST)
     w = unpack(data, k, w_scale.shape[-1]).astype(jnp.int32)

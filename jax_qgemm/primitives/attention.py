@@ -7,6 +7,7 @@ import numpy as np
 from jax_qgemm import reference
 from jax_qgemm.compat import ShapedArray
 from jax_qgemm.primitives import common
+from jax_qgemm.primitives.partitioning import Split
 
 _PARTS = 4  # of a cache: key, key_scale, value, value_scale
 
@@ -15,13 +16,13 @@ def attention(query, cache, position, mask, *, scale: float, causal: bool):
     """query [B,T,H,D], four arrays of a cache, position s32 [] or [B], mask bool [B,L] or None →
     [B,T,H,D] of query's dtype."""
     masks = () if mask is None else (mask,)
-    operands = query, *cache, position, *masks
+    operands = common.alike([query, *cache, position, *masks])
     return attention_p.bind(*operands, scale=scale, causal=causal, has_mask=bool(masks))[0]
 
 
 def update_kv_cache(key, value, position, cache):
     """key and value [B,T,G,D], position s32 [] or [B] → the four arrays with them quantized in."""
-    return update_kv_cache_p.bind(key, value, position, *cache)
+    return update_kv_cache_p.bind(*common.alike([key, value, position, *cache]))
 
 
 def _attention_reference(query, *operands, scale: float, causal: bool, has_mask: bool):
@@ -64,6 +65,25 @@ def _batch_update(operands, dims):
     return [r.reshape(size, r.shape[0] // max(size, 1), *r.shape[1:]) for r in results], [0] * 4
 
 
+# By the batch and the heads of the cache, each with its group of queries.
+_TOKENS = ("b", None, "g", None)
+_CACHE = (("b", "g", None),) * _PARTS
+
+
+def _split_attention(avals, results, **params):
+    cache, position, *mask = avals[1], avals[1 + _PARTS], *avals[2 + _PARTS :]
+    masks = (("b", None),) * len(mask)
+    operands = (_TOKENS, *_CACHE, ("b",)[: position.ndim], *masks)
+    sizes = {"b": cache.shape[0], "g": cache.shape[1]}
+    return Split(operands, (_TOKENS,), sizes), lambda parts: params
+
+
+def _split_update(avals, results):
+    position, cache = avals[2], avals[3]
+    operands = (_TOKENS, _TOKENS, ("b",)[: position.ndim], *_CACHE)
+    return Split(operands, _CACHE, {"b": cache.shape[0], "g": cache.shape[1]}), lambda parts: {}
+
+
 attention_p = common.define(
     "jax_qgemm.attention.v1",
     abstract_eval=lambda query, *_, **params: [ShapedArray(query.shape, query.dtype)],
@@ -75,6 +95,7 @@ attention_p = common.define(
     },
     batch=_batch_attention,
     operation=lambda **_: "attention",
+    split=_split_attention,
 )
 
 update_kv_cache_p = common.define(
@@ -88,5 +109,6 @@ update_kv_cache_p = common.define(
     attributes=dict,
     batch=_batch_update,
     operation=lambda: "KVCache.update",
+    split=_split_update,
     aliases={3 + part: part for part in range(_PARTS)},
 )

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jax_qgemm import native
+from jax_qgemm import compat, native
+from jax_qgemm.primitives.partitioning import partitioned, with_sharding
 
 
 def define(
-    target: str, *, abstract_eval, reference, attributes, batch, operation, aliases=None
+    target: str, *, abstract_eval, reference, attributes, batch, operation, split, aliases=None
 ) -> Primitive:
     """A primitive with several results, lowered to the FFI `target` where it is registered.
 
@@ -22,22 +23,65 @@ def define(
         else.
       attributes: parameters → attributes of the custom call.
       batch: (operands, dims, **params) → (results, dims).
-      operation: parameters → name of the public function, for messages.
+      operation: parameters → name of the public function, for messages and composites.
+      split: avals, results and parameters → how it is computed in parts (`Split`), and how many
+        parts of each factor → the parameters of one part.
       aliases: operands by number → results that may share their memory.
     """
     name = target.removesuffix(".v1").replace(".", "_")
     primitive = Primitive(name)
     primitive.multiple_results = True
-    primitive.def_abstract_eval(abstract_eval)
-    primitive.def_impl(_eager(primitive))
-    mlir.register_lowering(primitive, mlir.lower_fun(reference, multiple_results=True))
-    if target in native.targets:
-        lowering = jax.ffi.ffi_lowering(target, operand_output_aliases=aliases)
-        mlir.register_lowering(
-            primitive,
-            lambda ctx, *operands, **params: lowering(ctx, *operands, **attributes(**params)),
-            platform="cpu",
+
+    def typed(*avals, **params):
+        results = abstract_eval(*avals, **params)
+        if all(aval.sharding.mesh.empty for aval in avals):
+            return results
+        return with_sharding(split(avals, results, **params)[0], avals, results)
+
+    inner = Primitive(f"{name}_decomposition")  # of the composite in exported programs
+    inner.multiple_results = True
+
+    def composite(ctx, *operands, **params):
+        function = jax.lax.composite(
+            lambda *arrays, **_: tuple(inner.bind(*arrays, **params)),
+            name=f"jax_qgemm.{operation(**params)}",
+            version=1,
         )
+        named = functools.partial(function, **attributes(**params))
+        return mlir.lower_fun(named, multiple_results=True)(ctx, *operands)
+
+    def is_named(ctx):
+        return compat.exports(ctx) and compat.takes_composites(ctx)
+
+    by_reference = mlir.lower_fun(reference, multiple_results=True)
+
+    def lower(ctx, *operands, **params):
+        how = composite if is_named(ctx) else by_reference
+        return how(ctx, *operands, **params)
+
+    primitive.def_abstract_eval(typed)
+    primitive.def_impl(_eager(primitive))
+    mlir.register_lowering(primitive, lower)
+    inner.def_abstract_eval(typed)
+    mlir.register_lowering(inner, by_reference)
+    if target in native.targets:
+        call = jax.ffi.ffi_lowering(target, operand_output_aliases=aliases)
+
+        def by_call(ctx, *operands, **params):
+            return call(ctx, *operands, **attributes(**params))
+
+        def lower_on_cpu(ctx, *operands, **params):
+            if is_named(ctx):
+                return composite(ctx, *operands, **params)
+            if not compat.splits_operands(ctx):
+                return by_call(ctx, *operands, **params)
+            how, localize = split(ctx.avals_in, ctx.avals_out, **params)
+            function = partitioned(primitive.bind, how, localize, ctx.avals_in, ctx.avals_out)
+            return mlir.lower_fun(function, multiple_results=True)(ctx, *operands)
+
+        mlir.register_lowering(primitive, lower_on_cpu, platform="cpu")
+        mlir.register_lowering(inner, by_call, platform="cpu")
+        compat.lower_by_devices(primitive)
     batching.primitive_batchers[primitive] = batch
     ad.primitive_jvps[primitive] = lambda primals, tangents, **params: refuse_gradient(
         operation(**params)
@@ -65,6 +109,18 @@ def _eager(primitive: Primitive):
             return compiled(**params)(*operands)
 
     return run
+
+
+def alike(operands):
+    """The operands, where they are None as they are; inside shard_map they all differ along the
+    manual axes that one of them does."""
+    axes = frozenset().union(*(compat.varying(o) for o in operands if o is not None))
+    if not axes:
+        return operands
+    return [
+        o if o is None or compat.varying(o) == axes else compat.vary(o, axes - compat.varying(o))
+        for o in operands
+    ]
 
 
 def to_rows(operand, dim, size: int):

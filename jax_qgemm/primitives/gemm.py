@@ -11,12 +11,13 @@ from jax_qgemm import reference
 from jax_qgemm.compat import ShapedArray
 from jax_qgemm.errors import FLOATS, choices, describe
 from jax_qgemm.primitives import common
+from jax_qgemm.primitives.partitioning import Split
 from jax_qgemm.types import GemmSpec
 
 
 def gemm(spec: GemmSpec, **operands):
     """out [M,N]. Operands by name as in `operand_names`; those that `spec` leaves out are None."""
-    return gemm_p.bind(*(operands[name] for name in operand_names(spec)), spec=spec)[0]
+    return gemm_p.bind(*common.alike([operands[n] for n in operand_names(spec)]), spec=spec)[0]
 
 
 @functools.cache
@@ -222,6 +223,52 @@ def _more_products(names, operands, moved, size: int, spec: GemmSpec):
     return [out.reshape(size, inner, *out.shape[1:])], [0]
 
 
+def _split(avals, results, *, spec: GemmSpec):
+    """Rows, products of a batch, and panels of columns, where the packed weight has whole ones."""
+    names = operand_names(spec)
+    operands = dict(zip(names, avals, strict=True))
+    transposed = spec.transposed_k is not None
+    n = operands["x"].shape[-1] if transposed else results[0].shape[-1]
+    m = None if spec.ragged else "m"
+    columns = None if n == 0 or n % reference.PANEL else "n"
+    of_x = {"none": None, "tensor": (), "row": (m,)}
+    of_columns = (None, columns) if spec.group else (columns,)
+    dims = {
+        "x": (m, columns if transposed else None),
+        "data": (columns,),
+        "w_scale": of_columns,
+        "column_sums": (None, columns),
+        "x_scale": of_x[spec.x_scale],
+        "x_zero_point": of_x[spec.x_zero_point],
+        "w_zero_point": of_columns,
+        "bias": (columns,),
+        "residual": (m, columns),
+        "out_scale": (columns,) if spec.out_scale == "column" else (),
+        "out_zero_point": (),
+        "group_sizes": (),
+    }
+    lead = "b" if spec.batched else None
+    operand_dims = tuple(
+        (lead, *dims[name]) if o.ndim > len(dims[name]) else dims[name]
+        for name, o in operands.items()
+    )
+    out = (m, None) if transposed else (m, columns)
+    sizes = {"m": operands["x"].shape[-2]}
+    if columns:
+        sizes["n"] = n // reference.PANEL
+    if spec.batched:
+        out = (lead, *out)
+        sizes["b"] = results[0].shape[0]
+    summed = (columns,) if transposed and columns else ()
+
+    def localize(parts):
+        if spec.columns is None:
+            return {"spec": spec}
+        return {"spec": dataclasses.replace(spec, columns=spec.columns // parts.get("n", 1))}
+
+    return Split(operand_dims, (out,), sizes, summed), localize
+
+
 gemm_p = common.define(
     "jax_qgemm.gemm.v1",
     abstract_eval=_abstract_eval,
@@ -229,4 +276,5 @@ gemm_p = common.define(
     attributes=_attributes,
     batch=_batch,
     operation=operation,
+    split=_split,
 )

@@ -7,6 +7,7 @@ import numpy as np
 from jax_qgemm import reference
 from jax_qgemm.compat import ShapedArray
 from jax_qgemm.primitives import common
+from jax_qgemm.primitives.partitioning import Split
 
 
 def pack_float(bits, weights: str):
@@ -22,6 +23,13 @@ def _batch(operands, dims, **params):
     return common.map_batch(functools.partial(pack_float_p.bind, **params), operands, dims)
 
 
+def _split(avals, results, *, weights: str):
+    n = avals[0].shape[1]
+    columns = None if n == 0 or n % reference.PANEL else "n"
+    split = Split(((None, columns),), ((columns,),), {"n": n // reference.PANEL})
+    return split, lambda parts: {"weights": weights}
+
+
 pack_float_p = common.define(
     "jax_qgemm.pack_float.v1",
     abstract_eval=_abstract_eval,
@@ -29,4 +37,5 @@ pack_float_p = common.define(
     attributes=lambda weights: {"weights": weights},
     batch=_batch,
     operation=lambda **_: "pack_weight",
+    split=_split,
 )

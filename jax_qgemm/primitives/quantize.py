@@ -8,6 +8,7 @@ import numpy as np
 from jax_qgemm import reference
 from jax_qgemm.compat import ShapedArray
 from jax_qgemm.primitives import common
+from jax_qgemm.primitives.partitioning import Split
 
 
 def quantize_rows(x, qtype: str):
@@ -20,7 +21,7 @@ def quantize_rows(x, qtype: str):
 def quantize_static(x, scale, zero_point, qtype: str):
     """x f32|bf16 [M,K], scale f32[], zero_point s32[] or None → q [M,K] of qtype."""
     zero_point = jnp.int32(0) if zero_point is None else zero_point
-    return quantize_p.bind(x, scale, zero_point, mode="static", qtype=qtype)[0]
+    return quantize_p.bind(*common.alike([x, scale, zero_point]), mode="static", qtype=qtype)[0]
 
 
 def _abstract_eval(x, *parameters, mode: str, qtype: str):
@@ -49,6 +50,13 @@ def _batch(operands, dims, **params):
     return [common.from_rows(r, size, x, dim) for r in results], [0] * len(results)
 
 
+def _split(avals, results, *, mode: str, qtype: str):
+    rows = ("m", None)
+    operands = (rows, *((),) * (len(avals) - 1))
+    split = Split(operands, (rows, *(("m",),) * (len(results) - 1)), {"m": avals[0].shape[0]})
+    return split, lambda parts: {"mode": mode, "qtype": qtype}
+
+
 quantize_p = common.define(
     "jax_qgemm.quantize.v1",
     abstract_eval=_abstract_eval,
@@ -56,4 +64,5 @@ quantize_p = common.define(
     attributes=lambda mode, qtype: {"mode": mode},
     batch=_batch,
     operation=lambda mode, qtype: "quantize",
+    split=_split,
 )

@@ -1,0 +1,306 @@
+"""Sharded programs on virtual devices: `python sharding_checks.py DEVICES` runs all checks and
+writes a line of JSON for each: its name and what went wrong, or null. Run by test_sharding.py."""
+
+import dataclasses
+import functools
+import json
+import re
+import sys
+import traceback
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jax_qgemm as jq
+
+CHECKS = {}
+FORMATS = ["int8", "uint8", "int8:32", "fp16", "int4", "int4:64:weight_only"]
+M, N, K = 16, 512, 64
+COLLECTIVES = "all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"
+
+
+def check(function, *arguments):
+    name = "-".join([function.__name__, *(str(a) for a in arguments)])
+    CHECKS[name] = functools.partial(function, *arguments)
+
+
+def each(*values):
+    def decorate(function):
+        for value in values:
+            check(function, *value) if isinstance(value, tuple) else check(function, value)
+        return function
+
+    return decorate
+
+
+def once(function):
+    check(function)
+    return function
+
+
+def mesh_of(kind=AxisType.Auto):
+    devices = jax.device_count()
+    sizes = (devices // 2, 2) if devices > 2 else (1, 2)
+    return jax.make_mesh(sizes, ("data", "model"), axis_types=(kind, kind))
+
+
+def array(seed, *shape, dtype=jnp.float32):
+    values = np.random.default_rng(seed).standard_normal(shape)
+    return jnp.asarray(values, dtype)
+
+
+def weight(form, shape=(K, N)):
+    more = {"symmetric": False} if form == "uint8" else {}
+    return jq.pack_weight(array(1, *shape), form, **more)
+
+
+def columns_of(w):
+    """The parts of a packed weight, and how they are split by columns."""
+    by_columns = {"data": P("model"), "column_sums": P(None, "model")}
+    spec = P(None, "model") if w.group_size else P("model")
+    parts = {"scale": spec, "zero_point": spec} | by_columns
+    return {name: s for name, s in parts.items() if getattr(w, name) is not None}
+
+
+def split_columns(w, mesh):
+
+    fields = columns_of(w)
+    return dataclasses.replace(
+        w,
+        **{n: jax.device_put(getattr(w, n), NamedSharding(mesh, s)) for n, s in fields.items()},
+    )
+
+
+def put(x, mesh, *spec):
+    return jax.device_put(x, NamedSharding(mesh, P(*spec)))
+
+
+def collectives(function, *arguments):
+    """Those in the compiled program."""
+    text = jax.jit(function).lower(*arguments).compile().as_text()
+    return {c for c in COLLECTIVES if re.search(rf" {c}(-start)?\(", text)}
+
+
+def same(got, want, tolerance=0):
+    got, want = np.asarray(got, np.float32), np.asarray(want, np.float32)
+    assert got.shape == want.shape, (got.shape, want.shape)
+    if tolerance == 0:
+        assert np.array_equal(got, want), np.abs(got - want).max()
+    else:
+        np.testing.assert_allclose(got, want, atol=tolerance * np.abs(want).max(initial=1e-30))
+
+
+@each(*FORMATS)
+def products_stay_where_they_are(form):
+    """Rows and columns split, both and each: no communication, the same bits."""
+    mesh, w, x = mesh_of(), weight(form), array(0, M, K)
+    bias, residual = array(2, N), array(3, M, N)
+
+    def f(x, w, bias, residual):
+        return jq.dot(x, w, bias=bias, residual=residual, activation="silu")
+
+    want = f(x, w, bias, residual)
+    for rows in (None, "data"):
+        for columns in (None, "model"):
+            arguments = (
+                put(x, mesh, rows),
+                split_columns(w, mesh) if columns else jax.device_put(w, NamedSharding(mesh, P())),
+                put(bias, mesh, columns),
+                put(residual, mesh, rows, columns),
+            )
+            assert not collectives(f, *arguments), (rows, columns)
+            out = jax.jit(f)(*arguments)
+            assert out.sharding.is_equivalent_to(NamedSharding(mesh, P(rows, columns)), 2)
+            same(out, want)
+
+
+@each(*FORMATS)
+def gradients_add_up(form):
+    """Of x: nothing between devices for rows, a sum over those that have columns."""
+    mesh, w, x, ct = mesh_of(), weight(form), array(0, M, K), array(4, M, N)
+
+    def f(x, w, ct):
+        return jax.vjp(lambda x: jq.dot(x, w), x)[1](ct)[0]
+
+    want = f(x, w, ct)
+    rows = put(x, mesh, "data"), w, put(ct, mesh, "data")
+    assert not collectives(f, *rows)
+    same(jax.jit(f)(*rows), want)
+    both = put(x, mesh, "data"), split_columns(w, mesh), put(ct, mesh, "data", "model")
+    assert collectives(f, *both) == {"all-reduce"}
+    same(jax.jit(f)(*both), want, 1e-6)
+
+
+@each(*FORMATS)
+def two_layers(form):
+    """Column-parallel layers: what is gathered between them are activations, never weights."""
+    mesh, one, two = mesh_of(), weight(form), weight(form, (N, N))
+
+    def f(x, one, two):
+        return jq.dot(jq.dot(x, one, activation="relu"), two)
+
+    x = array(0, M, K)
+    arguments = put(x, mesh, "data"), split_columns(one, mesh), split_columns(two, mesh)
+    text = jax.jit(f).lower(*arguments).compile().as_text()
+    gathered = re.findall(r"= (\w+)\[([\d,]*)\]\S* all-gather", text)
+    assert gathered and all(kind == "f32" for kind, _ in gathered), gathered
+    same(jax.jit(f)(*arguments), f(x, one, two))
+
+
+@once
+def odd_columns_are_gathered():
+    """Panels cannot be split: the weight is gathered, and the result is right."""
+    mesh, w, x = mesh_of(), weight("int8", (K, 192)), array(0, M, K)
+    f = jax.jit(jq.dot)
+    same(f(put(x, mesh, "data"), jax.device_put(w, NamedSharding(mesh, P()))), jq.dot(x, w))
+    split = split_columns(w, mesh) if w.data.shape[0] % 2 == 0 else w
+    same(f(put(x, mesh, "data"), split), jq.dot(x, w))
+
+
+@once
+def rows_of_three_dimensions():
+    mesh, w, x = mesh_of(), weight("int8"), array(0, M, 3, K)
+    arguments = put(x, mesh, "data"), split_columns(w, mesh)
+    assert not collectives(jq.dot, *arguments)
+    same(jax.jit(jq.dot)(*arguments), jq.dot(x, w))
+
+
+@once
+def eight_bit_layers():
+    mesh, w, x = mesh_of(), weight("int8"), array(0, M, K)
+    scale = jnp.abs(array(5, N)) + 0.1
+
+    def f(x, w, scale):
+        xq = jq.quantize(x, "uint8", scale=0.03, zero_point=100)
+        y = jq.quantized_linear(xq, w, activation="relu", out_scale=scale)
+        rows = jq.quantize(x, "int8", channelwise_axes=[0])
+        return y.qvalue, jq.dot(rows, w)
+
+    arguments = put(x, mesh, "data"), split_columns(w, mesh), put(scale, mesh, "model")
+    assert not collectives(f, *arguments)
+    for got, want in zip(jax.jit(f)(*arguments), f(x, w, scale), strict=True):
+        same(got, want)
+
+
+@once
+def stacks_and_experts():
+    mesh = mesh_of()
+    kernels = array(1, 8, K, N)
+    w = jax.vmap(lambda k: jq.pack_weight(k, "int8"))(kernels)
+    x = array(0, 8, 4, K)
+    of_batch = jax.tree.map(lambda leaf: put(leaf, mesh, "model"), w)
+    arguments = put(x, mesh, "model"), of_batch
+    assert not collectives(jq.dot, *arguments)
+    same(jax.jit(jq.dot)(*arguments), jq.dot(x, w))
+    sizes, rows = jnp.asarray([3, 0, 5, 1, 1, 2, 0, 4]), array(2, M, K)
+    by_columns = {
+        "data": P(None, "model"),
+        "scale": P(None, "model"),
+        "column_sums": P(None, None, "model"),
+    }
+
+    experts = dataclasses.replace(
+        w,
+        **{n: jax.device_put(getattr(w, n), NamedSharding(mesh, s)) for n, s in by_columns.items()},
+    )
+    assert not collectives(jq.ragged_dot, rows, experts, sizes)
+    same(jax.jit(jq.ragged_dot)(rows, experts, sizes), jq.ragged_dot(rows, w, sizes))
+
+
+@once
+def packing_by_columns():
+    mesh, kernel = mesh_of(), array(1, K, N)
+    for form in ("int8", "uint8", "fp16"):
+        split = put(kernel, mesh, None, "model")
+        pack = jax.jit(lambda k, form=form: jq.pack_weight(k, form))
+        for got, want in zip(
+            jax.tree.leaves(pack(split)),
+            jax.tree.leaves(jq.pack_weight(kernel, form)),
+            strict=True,
+        ):
+            same(got, want)
+
+
+@once
+def attention_by_batch_and_heads():
+    mesh, length = mesh_of(), 32
+    batch, heads, groups, size = 4, 8, 4, 16
+    cache = jq.KVCache.zeros(batch, length, groups, size)
+    key, value = array(1, batch, 5, groups, size), array(2, batch, 5, groups, size)
+    query, position = array(3, batch, 5, heads, size), jnp.int32(0)
+
+    def f(query, key, value, cache, position):
+        cache = cache.update(key, value, position)
+        return jq.attention(query, cache, position), cache
+
+    batch_axis = "data" if jax.device_count() <= 8 else None
+    tokens = batch_axis, None, "model"
+    split = jax.tree.map(lambda leaf: put(leaf, mesh, batch_axis, "model"), cache)
+    arguments = *(put(a, mesh, *tokens) for a in (query, key, value)), split, position
+    assert not collectives(f, *arguments)
+    out, updated = jax.jit(f)(*arguments)
+    want, want_cache = f(query, key, value, cache, position)
+    same(out, want)
+    for got, leaf in zip(jax.tree.leaves(updated), jax.tree.leaves(want_cache), strict=True):
+        same(got, leaf)
+
+
+@each(*FORMATS)
+def inside_shard_map(form):
+    """Rows and columns by hand, with checks of what varies; gradients of shared operands add up."""
+    mesh, w, x = mesh_of(), weight(form), array(0, M, K)
+    bias, ct = array(2, N), array(4, M, N)
+    fields = columns_of(w)
+    leaves = {n: getattr(w, n) for n in fields}
+
+    def f(x, leaves, bias):
+
+        n = bias.shape[0]
+        local = dataclasses.replace(w, matrix_shape=(K, n), **leaves)
+        return jq.dot(x, local, bias=bias, activation="gelu")
+
+    specs = P("data"), fields, P("model")
+    g = jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=P("data", "model"))
+    same(g(x, leaves, bias), f(x, leaves, bias))
+    got = jax.jit(lambda x, b: jax.vjp(lambda x, b: g(x, leaves, b), x, b)[1](ct))(x, bias)
+    want = jax.vjp(lambda x, b: f(x, leaves, b), x, bias)[1](ct)
+    for a, b in zip(got, want, strict=True):
+        same(a, b, 1e-6)
+
+
+@each(*FORMATS)
+def explicit_types(form):
+    """Explicit sharding: the types of results say where they are."""
+    mesh, w, x, ct = mesh_of(AxisType.Explicit), weight(form), array(0, M, K), array(4, M, N)
+    want = jq.dot(x, w, activation="silu")
+    want_back = jax.vjp(lambda x: jq.dot(x, w), x)[1](ct)[0]
+    with jax.set_mesh(mesh):
+        arguments = put(x, mesh, "data"), split_columns(w, mesh)
+        f = jax.jit(lambda x, w: jq.dot(x, w, activation="silu"))
+        out = f(*arguments)
+        assert jax.typeof(out).sharding.spec == P("data", "model")
+        assert not collectives(lambda x, w: jq.dot(x, w, activation="silu"), *arguments)
+        same(out, want)
+        back = jax.jit(lambda x, w, ct: jax.vjp(lambda x: jq.dot(x, w), x)[1](ct)[0])
+        same(back(*arguments, put(ct, mesh, "data", "model")), want_back, 1e-6)
+        cube = jnp.stack([x, x], axis=1)
+        out = jax.jit(jq.dot)(put(cube, mesh, "data"), arguments[1])
+        assert jax.typeof(out).sharding.spec == P("data", None, "model")
+
+
+def main():
+    jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
+    for name, run in CHECKS.items():
+        try:
+            run()
+            wrong = None
+        except Exception:
+            wrong = traceback.format_exc()
+        print(json.dumps([name, wrong]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
