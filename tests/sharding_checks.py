@@ -284,11 +284,25 @@ def explicit_types(form):
         assert jax.typeof(out).sharding.spec == P("data", "model")
         assert not collectives(lambda x, w: jq.dot(x, w, activation="silu"), *arguments)
         same(out, want)
-        back = jax.jit(lambda x, w, ct: jax.vjp(lambda x: jq.dot(x, w), x)[1](ct)[0])
-        same(back(*arguments, put(ct, mesh, "data", "model")), want_back, 1e-6)
         cube = jnp.stack([x, x], axis=1)
         out = jax.jit(jq.dot)(put(cube, mesh, "data"), arguments[1])
         assert jax.typeof(out).sharding.spec == P("data", None, "model")
+        if jax.__version_info__ < (0, 9):
+            return  # whose partitioner does not take sums inside partitions of explicit meshes
+        bias, two = put(array(2, N), mesh, "model"), split_columns(weight(form, (N, N)), mesh)
+
+        def loss(x, w, bias, two):
+            y = jq.dot(x, w, bias=bias, activation="gelu")
+            return (jq.dot(y, two, residual=y) ** 2).sum()
+
+        back = jax.jit(lambda x, w, ct: jax.vjp(lambda x: jq.dot(x, w), x)[1](ct)[0])
+        same(back(*arguments, put(ct, mesh, "data", "model")), want_back, 1e-6)
+        got = jax.jit(jax.grad(loss, argnums=(0, 2)))(*arguments, bias, two)
+        assert jax.typeof(got[0]).sharding.spec == P("data", None)
+        assert jax.typeof(got[1]).sharding.spec == P("model")
+    want = jax.grad(loss, argnums=(0, 2))(x, w, array(2, N), weight(form, (N, N)))
+    for a, b in zip(got, want, strict=True):
+        same(a, b, 1e-5)
 
 
 def main():

@@ -13,6 +13,7 @@ from jax.experimental import jet
 from jax.interpreters import ad
 
 from jax_qgemm import compat, reference
+from jax_qgemm.compat import ShapedArray
 from jax_qgemm.errors import FLOATS
 from jax_qgemm.primitives.gemm import gemm, gemm_p, operand_names, operation, rank
 from jax_qgemm.types import GemmSpec
@@ -45,10 +46,18 @@ def _jvp(primals, tangents, *, spec: GemmSpec):
             tangent = jnp.where(out > 0, tangent, 0)
     else:
         y = gemm(_before_activation(spec), **operands)
-        tangent = jnp.broadcast_to(tangent, y.shape)
+        tangent = _typed(jnp.broadcast_to(tangent, y.shape), y)
         out, tangent = jax.jvp(_ACTIVATIONS[spec.activation], (y,), (tangent,))
         out = out.astype(spec.out_dtype)
-    return [out], [jnp.broadcast_to(tangent, out.shape).astype(out.dtype)]
+    return [out], [_typed(jnp.broadcast_to(tangent, out.shape).astype(out.dtype), out)]
+
+
+def _typed(value, like):
+    """With the explicit sharding that the type of `like`, an array or aval, has."""
+    sharding = like.sharding if isinstance(like, ShapedArray) else jax.typeof(like).sharding
+    if sharding.mesh.empty or jax.typeof(value).sharding == sharding:
+        return value
+    return jax.sharding.reshard(value, sharding)
 
 
 def _check(moving, operands, spec: GemmSpec):
@@ -138,7 +147,7 @@ def _transpose(cotangents, *operands, spec: GemmSpec):
     out = gemm(back, **parts)
     if shared:
         out = out.sum(axis=0).astype(x.dtype)
-    return [out] + [None] * (len(names) - 1)
+    return [_typed(out, x)] + [None] * (len(names) - 1)
 
 
 def _linear_part(spec: GemmSpec) -> GemmSpec:

@@ -1,0 +1,39 @@
+"""Two real processes on loopback, as the example has them."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("absl", reason="the examples need absl-py")
+
+import two_processes as example
+
+SCRIPT = pathlib.Path(example.__file__)
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, SCRIPT, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+
+
+@pytest.mark.parametrize("form", ["int8", "int8:32", "fp16", "int4"])
+def test_equal_to_one_process(form):
+    result = run(f"--format={form}")
+    assert result.returncode == 0, result.stdout + result.stderr
+    for kind in ("tensor", "data"):
+        assert f"{kind} parallel: the same bits as one process" in result.stdout
+    assert "2 processes" in result.stdout
+
+
+def test_wrong_arguments():
+    assert "unknown argument what" in run("what").stderr
+    result = run("--format=int5", "--processes=1")
+    assert result.returncode == 1 and "int5" in result.stderr
