@@ -11,6 +11,7 @@ starts the other process itself. On machines of a cluster, start it on each of t
     python examples/two_processes.py --coordinator=HOST:PORT --processes=2 --process=0   # and 1
 """
 
+import itertools
 import socket
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def arrays(form: str):
     rng = np.random.default_rng(0)
     kernels = [
         rng.standard_normal(shape).astype(np.float32) / np.float32(np.sqrt(shape[0]))
-        for shape in zip(WIDTHS[:-1], WIDTHS[1:], strict=True)
+        for shape in itertools.pairwise(WIDTHS)
     ]
     x = rng.standard_normal((ROWS, WIDTHS[0])).astype(np.float32)
     return x, [jax_qgemm.pack_weight(kernel, form) for kernel in kernels]
