@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -92,3 +94,64 @@ def test_first_calls_from_many_threads():
         """
     )
     assert run(NETWORK + race) == "equal True"
+
+
+def test_random_programs_at_once():
+    """`python soak.py 600` is the same for longer."""
+    script = Path(__file__).with_name("soak.py")
+    result = subprocess.run(
+        [sys.executable, script, "15", "7"], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.endswith(", 0 wrong\n")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_processes_started_after_import():
+    """A child that was forked before anything ran, and one that was spawned, compute as we do."""
+    children = textwrap.dedent(
+        """
+        import multiprocessing, sys
+        import numpy as np
+        import jax_qgemm as jq
+        def child(queue):
+            import jax.numpy as jnp
+            w = jq.pack_weight(np.eye(64, 48, dtype=np.float32), "int8")
+            queue.put(np.asarray(jq.dot(jnp.ones((3, 64)), w)).tolist())
+        if __name__ == "__main__":
+            found = []
+            for method in ("fork", "spawn"):
+                context = multiprocessing.get_context(method)
+                queue = context.Queue()
+                process = context.Process(target=child, args=(queue,))
+                process.start()
+                found.append(queue.get(timeout=60))
+                process.join(60)
+                assert process.exitcode == 0, process.exitcode
+            import jax.numpy as jnp
+            w = jq.pack_weight(np.eye(64, 48, dtype=np.float32), "int8")
+            print(found[0] == found[1] == np.asarray(jq.dot(jnp.ones((3, 64)), w)).tolist())
+        """
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder, "children.py")
+        script.write_text(children)
+        result = subprocess.run(
+            [sys.executable, script], capture_output=True, text=True, timeout=120
+        )
+    assert result.stdout == "True\n", result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("ending", ["pass", "sys.exit(3)", "raise KeyboardInterrupt"])
+def test_the_interpreter_ends_with_work_in_flight(ending):
+    code = textwrap.dedent(
+        """
+        import sys
+        results = [network(x, weights) for x in inputs for _ in range(20)]
+        """
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", NETWORK + code + ending], capture_output=True, timeout=120
+    )
+    # By a signal only where Python itself ends by one.
+    assert result.returncode in {"pass": (0,), "sys.exit(3)": (3,)}.get(ending, (1, 130, -2))
