@@ -20,6 +20,8 @@ from jax_qgemm.packing import pack_weight as pack_weight
 from jax_qgemm.packing import unpack as unpack
 from jax_qgemm.quantization import dequantize as dequantize
 from jax_qgemm.quantization import quantize as quantize
+from jax_qgemm.row_parallel import RowParallelWeight as RowParallelWeight
+from jax_qgemm.row_parallel import pack_row_parallel as pack_row_parallel
 from jax_qgemm.types import PackedWeight as PackedWeight
 from jax_qgemm.types import QuantizedArray as QuantizedArray
 from jax_qgemm.version import __version__ as __version__

@@ -1,5 +1,6 @@
 """Products of activations with packed weights: dot (float in, float out) and quantized_linear."""
 
+import dataclasses
 import functools
 import math
 
@@ -12,11 +13,19 @@ from jax_qgemm.errors import describe
 from jax_qgemm.packing import check_packed
 from jax_qgemm.primitives.gemm import gemm
 from jax_qgemm.quantization import zero_point_or_none
+from jax_qgemm.row_parallel import RowParallelWeight
+from jax_qgemm.row_parallel import product as row_parallel_product
 from jax_qgemm.types import GemmSpec, PackedWeight, QuantizedArray
 
 
 def dot(
-    x, w: PackedWeight, *, bias=None, residual=None, activation=None, preferred_element_type=None
+    x,
+    w: PackedWeight | RowParallelWeight,
+    *,
+    bias=None,
+    residual=None,
+    activation=None,
+    preferred_element_type=None,
 ):
     """`activation(x @ w + bias + residual)` with a packed weight.
 
@@ -39,7 +48,7 @@ def dot(
         (..., K) with one scale per tensor or per row.
       w: PackedWeight (K, N), or a stack of them (*B, K, N), made by jax.vmap or jax.tree.map. x is
         then (*B, M, K), or (M, K) for all, the result (*B, M, N) and bias [N] or (*B, N): all
-        products in one call.
+        products in one call. Or RowParallelWeight (K, N).
       bias: None, or float32, bfloat16 or float16 [N].
       residual: None, or float32, bfloat16 or float16 (..., N), the shape of the result.
       activation: None, "relu", "gelu" (by the error function), "gelu_tanh" (its approximation by
@@ -57,6 +66,8 @@ def dot(
       NotImplementedError: differentiated in anything else.
     """
     x, out_dtype = _float_result("dot", x, preferred_element_type)
+    if isinstance(w, RowParallelWeight):
+        return _row_parallel("dot", x, w, bias, residual, activation, out_dtype)
     return _linear("dot", x, w, bias, residual, activation, out_dtype)
 
 
@@ -238,19 +249,32 @@ def _split_x(x, flat):
     return jax.tree.unflatten(structure, leaves), jax.tree.unflatten(structure, axes)
 
 
-def _product(
-    function,
-    x,
-    w,
-    bias,
-    residual,
-    activation,
-    out_dtype,
-    out_scale=None,
-    out_zero_point=None,
-    group_sizes=None,
-) -> jax.Array:
-    """Check, fold the leading dimensions of x, describe the product as a GemmSpec, run it."""
+def _row_parallel(function, x, w, bias, residual, activation, out_dtype) -> jax.Array:
+    """dot by a weight in parts of K; its epilogue is plain JAX."""
+    check_packed(function, "w", w.parts, stacks=True)
+    bias, residual = _check(function, x, w, bias, residual, activation)
+    _check_form(function, x, w.parts)
+    m = math.prod(x.shape[:-1])
+    if isinstance(x, QuantizedArray):
+        forms = _scheme(function, x)[1]
+        rows = {
+            name: jnp.broadcast_to(getattr(x, name), (*x.shape[:-1], 1)).reshape(m, 1)
+            for name, form in zip(("scale", "zero_point"), forms, strict=True)
+            if form == "row"
+        }
+        x2 = dataclasses.replace(x, qvalue=x.qvalue.reshape(m, -1), **rows)
+    else:
+        x2 = x.reshape(m, x.shape[-1])
+
+    def linear(parts, weights):
+        return _linear(function, parts, weights, None, None, None, "float32")
+
+    y = row_parallel_product(linear, x2, w).reshape(*x.shape[:-1], w.shape[1])
+    return reference.epilogue(y, bias, residual, str(activation or "none")).astype(out_dtype)
+
+
+def _check(function, x, w, bias, residual, activation, ragged=False):
+    """bias, float32, and residual, where shapes and the activation fit."""
     k, n = w.shape[-2:]
     if x.ndim == 0 or x.shape[-1] != k:
         found = x.shape[-1] if x.ndim else "no dimensions"
@@ -264,7 +288,7 @@ def _product(
         raise ValueError(f"{function}: activation must be one of {names}, got {activation!r}")
     if bias is not None:
         bias = errors.float_array(function, "bias", bias).astype(jnp.float32)
-        shapes = ((n,),) if group_sizes is None else ((n,), (w.shape[0], n))
+        shapes = ((n,),) if not ragged else ((n,), (w.shape[0], n))
         if bias.shape not in shapes:
             raise ValueError(
                 f"{function}: bias has shape {bias.shape}, expected "
@@ -278,13 +302,38 @@ def _product(
                 f"{function}: residual has shape {residual.shape}, expected {expected}, the shape "
                 f"of the result (x: {describe(x)}, w: {describe(w)})"
             )
-    is_float = not isinstance(x, QuantizedArray)
-    if (w.takes_floats or w.blocks is not None) and not is_float:
+    return bias, residual
+
+
+def _check_form(function, x, w: PackedWeight):
+    """Refuses a quantized x where the weight takes floats."""
+    if (w.takes_floats or w.blocks is not None) and isinstance(x, QuantizedArray):
         what = f"{w.qtype}{' (weight only)' if w.weight_only else ''}"
         raise TypeError(
             f"{function}: x must be float32, bfloat16 or float16 for a weight of {what}, got "
             f"{describe(x)}; use x.dequantize()"
         )
+
+
+def _product(
+    function,
+    x,
+    w,
+    bias,
+    residual,
+    activation,
+    out_dtype,
+    out_scale=None,
+    out_zero_point=None,
+    group_sizes=None,
+) -> jax.Array:
+    """Check, fold the leading dimensions of x, describe the product as a GemmSpec, run it."""
+    n = w.shape[-1]
+    bias, residual = _check(
+        function, x, w, bias, residual, activation, ragged=group_sizes is not None
+    )
+    is_float = not isinstance(x, QuantizedArray)
+    _check_form(function, x, w)
     values, forms, parts = (x, ("none", "none"), (None, None)) if is_float else _scheme(function, x)
     plain = w.qtype in reference.QRANGE
     spec = GemmSpec(

@@ -2,7 +2,7 @@
 
 Quantization is affine, `real = scale * (q - zero_point)`, rounds to nearest even and saturates.
 On the CPU these functions give the same bits as the native kernels wherever scales and their
-reciprocals are normal numbers: `_rounded`, and divisors that are no compile-time constants, keep
+reciprocals are normal numbers: `rounded`, and divisors that are no compile-time constants, keep
 XLA from replacing two roundings by one; but it flushes subnormals, which the kernels keep.
 """
 
@@ -30,7 +30,7 @@ FLT_MAX = np.finfo(np.float32).max
 FLT_MIN = np.finfo(np.float32).tiny
 
 
-def _rounded(y):
+def rounded(y):
     """y, kept from XLA's rewriting: a·b + c as one operation, a / (b / c) as a·c / b."""
     return jnp.where(jnp.isnan(y), np.nan, y)
 
@@ -64,15 +64,15 @@ def asymmetric_params(x, axes, qtype: str):
     tiny = width < (qmax - qmin) * FLT_MIN
     low = jnp.where(tiny, 0, low)
     # The range of finite values may be beyond float32.
-    scale = jnp.where(width < np.inf, width / steps, _rounded(high / steps) - low / steps)
-    scale = _rounded(jnp.where(tiny, 1, scale))
+    scale = jnp.where(width < np.inf, width / steps, rounded(high / steps) - low / steps)
+    scale = rounded(jnp.where(tiny, 1, scale))
     zero_point = quantize_affine(-low / scale, qmin, qtype).astype(jnp.int32)
     return scale, reciprocal(scale), zero_point
 
 
 def reciprocal(scale):
     """1 / scale, finite for every positive scale."""
-    return jnp.minimum(1 / _rounded(scale), FLT_MAX)
+    return jnp.minimum(1 / rounded(scale), FLT_MAX)
 
 
 # Elementwise maps
@@ -295,15 +295,19 @@ def gemm(
         y = _quantized_product(x, data, w_scale, x_scale, x_zero_point, w_zero_point, spec)
         if spec.out_dtype == "int32":
             return y
-    if bias is not None:
-        y = _rounded(y) + bias
-    if residual is not None:
-        y = y + residual.astype(jnp.float32)
-    if spec.activation != "none":
-        y = ACTIVATIONS[spec.activation](y)
+    y = epilogue(y, bias, residual, spec.activation)
     if spec.out_dtype in QRANGE:
         return quantize_static(y, out_scale, out_zero_point, spec.out_dtype)
     return y.astype(spec.out_dtype)
+
+
+def epilogue(y, bias, residual, activation: str):
+    """What follows the scaled product, float32."""
+    if bias is not None:
+        y = rounded(y) + bias
+    if residual is not None:
+        y = y + residual.astype(jnp.float32)
+    return y if activation == "none" else ACTIVATIONS[activation](y)
 
 
 def _values(data, w_scale, w_zero_point, spec: GemmSpec):
@@ -332,7 +336,7 @@ def _float_product(x, data, w_scale, w_zero_point, spec: GemmSpec):
     w, y = w.astype(jnp.float32), 0
     for i, part in enumerate(blocks(k, False, spec.group or max(k, 1))):
         term = lax.dot(x[:, part], w[part], precision=lax.Precision.HIGHEST)
-        y = y + _rounded(term * (w_scale[i] if spec.group else w_scale))
+        y = y + rounded(term * (w_scale[i] if spec.group else w_scale))
     return y
 
 
@@ -380,11 +384,11 @@ def _quantized_product(x, data, w_scale, x_scale, x_zero_point, w_zero_point, sp
     for i, part in enumerate(blocks(x.shape[1], w_zero_point is not None, spec.group)):
         acc = lax.dot(qx[:, part], qw[part], preferred_element_type=jnp.int32)
         term = acc.astype(jnp.float32)
-        y = y + (term if spec.group is None else _rounded(term * w_scale[i]))
+        y = y + (term if spec.group is None else rounded(term * w_scale[i]))
     if spec.group is not None:
-        y = _rounded(y) * (x_scale[:, None] if x_scale.ndim else x_scale)
+        y = rounded(y) * (x_scale[:, None] if x_scale.ndim else x_scale)
     elif spec.dynamic or spec.x_scale == "row":
-        y = _rounded(y * w_scale) * x_scale[:, None]
+        y = rounded(y * w_scale) * x_scale[:, None]
     else:
         y = y * (x_scale * w_scale)
     return y

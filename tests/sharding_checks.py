@@ -150,6 +150,33 @@ def two_layers(form):
     same(jax.jit(f)(*arguments), f(x, one, two))
 
 
+@each(*FORMATS)
+def rows_of_weights(form):
+    """Megatron's pair of layers, by columns, then by rows: sums are all that is exchanged, of
+    integers where rows are quantized as a whole."""
+    mesh, count = mesh_of(), 2
+    one, kernel, x = weight(form), array(6, N, 256), array(0, M, K)
+    two = jq.pack_row_parallel(kernel, form, parts=count)
+    bias = array(7, 256)
+
+    def f(x, one, two, bias):
+        return jq.dot(jq.dot(x, one, activation="relu"), two, bias=bias)
+
+    def loss(x, one, two, bias):
+        return (f(x, one, two, bias) ** 2).sum()
+
+    split = jax.device_put(two, NamedSharding(mesh, P("model")))
+    arguments = put(x, mesh, "data"), split_columns(one, mesh), split, bias
+    text = jax.jit(f).lower(*arguments).compile().as_text()
+    assert collectives(f, *arguments) == {"all-reduce"}
+    big = re.findall(r"= (\w+)\[(?!1,)\d+,256\]\S* all-reduce", text)  # not scales
+    assert big and set(big) == {"s32" if form in ("int8", "uint8") else "f32"}, big
+    want = f(x, one, jq.pack_weight(kernel, form), bias)
+    same(jax.jit(f)(*arguments), want, 0 if form in ("int8", "uint8") else 1e-5)
+    got = jax.jit(jax.grad(loss))(*arguments)
+    same(got, jax.grad(loss)(x, one, two, bias), 1e-5)
+
+
 @once
 def odd_columns_are_gathered():
     """Panels cannot be split: the weight is gathered, and the result is right."""

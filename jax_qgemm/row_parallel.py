@@ -1,0 +1,175 @@
+"""Weights in parts of K, for devices that each have some of the rows (Megatron's row-parallel
+layers, arXiv 1909.08053, section 3): products of the parts, added up before the epilogue."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+from jax_qgemm import errors, reference
+from jax_qgemm.errors import describe
+from jax_qgemm.packing import pack, pack_weight
+from jax_qgemm.primitives.gemm import gemm
+from jax_qgemm.quantization import quantize
+from jax_qgemm.types import GemmSpec, PackedWeight, QuantizedArray
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class RowParallelWeight:
+    """A K×N weight in parts of K, made by `pack_row_parallel` and taken by `dot`.
+
+    Put it on a mesh with `jax.device_put(w, NamedSharding(mesh, P("axis")))`, and x with its last
+    axis split over the same one. Under `jit` each device then multiplies what it has; sums of
+    products are all that is exchanged, int32 ones where x and the weight are of 8 bits, so that
+    the result is that of one device to the bit.
+
+    Attributes:
+      parts: a stack of packed weights (parts, K / parts, N), with the same scales where the parts
+        share them.
+    """
+
+    parts: PackedWeight
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(K, N)."""
+        count, k, n = self.parts.shape
+        return count * k, n
+
+    @property
+    def qtype(self) -> str:
+        return self.parts.qtype
+
+    @property
+    def nbytes(self) -> int:
+        return self.parts.nbytes
+
+    def __repr__(self) -> str:
+        count = self.parts.shape[0]
+        return f"RowParallelWeight({self.parts.qtype}{list(self.shape)} in {count} parts of K)"
+
+    def dequantize(self) -> jax.Array:
+        """The real values, float32 (K, N)."""
+        return self.parts.dequantize().reshape(self.shape)
+
+
+def pack_row_parallel(
+    kernel, qtype="int8", *, parts: int, symmetric=None, clamp=False
+) -> RowParallelWeight:
+    """`pack_weight` in so many parts of K: the same values, with the same scales.
+
+    Args:
+      kernel, qtype, symmetric, clamp: as of `pack_weight`.
+      parts: how many, a divisor of K, each of whole groups where the format has groups.
+
+    Raises:
+      TypeError, ValueError: as `pack_weight` does, and for parts that do not fit.
+    """
+    name = "pack_row_parallel"
+    kernel = errors.float_array(name, "kernel", kernel)
+    form, group, weight_only, _ = errors.weight_format(name, "qtype", qtype)
+    if kernel.ndim != 2:
+        raise ValueError(f"{name}: kernel must have 2 dimensions (K, N), got {describe(kernel)}")
+    k = kernel.shape[0]
+    if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1:
+        raise ValueError(f"{name}: parts must be an integer, 1 or more, got {parts!r}")
+    if k % parts or (group and k // parts % group):
+        groups = f" into parts of whole groups of {group}" if group else ""
+        raise ValueError(f"{name}: parts={parts} does not divide K={k}{groups}")
+    if form in reference.QRANGE and group is None:
+        q = quantize(kernel, form, channelwise_axes=[1], symmetric=symmetric)
+        packed = [
+            dataclasses.replace(
+                pack(QuantizedArray(values, q.scale, q.zero_point, form)), weight_only=weight_only
+            )
+            for values in jnp.split(q.qvalue, parts)
+        ]
+    else:
+        packed = [
+            pack_weight(part, qtype, symmetric=symmetric, clamp=clamp)
+            for part in jnp.split(kernel, parts)
+        ]
+    return RowParallelWeight(jax.tree.map(lambda *leaves: jnp.stack(leaves), *packed))
+
+
+def product(linear: Callable, x, w: RowParallelWeight) -> jax.Array:
+    """x (M, K), floats or a QuantizedArray, times w: float32 (M, N), before the epilogue.
+
+    `linear`: x and a stack of weights → float32 results, for parts that are products of their own.
+    """
+    parts = w.parts
+    if parts.qtype not in reference.QRANGE or parts.weight_only:
+        return linear(_by_parts(x, parts), parts).sum(0)
+    if isinstance(x, QuantizedArray):
+        return _integer(linear, x, parts)
+    return _quantized(linear)(x, parts)
+
+
+def _by_parts(x, parts: PackedWeight):
+    """(M, K) → (parts, M, K / parts)."""
+    count, k, _ = parts.shape
+    return jnp.moveaxis(x.reshape(x.shape[0], count, k), 1, 0)
+
+
+def _quantized(linear: Callable) -> Callable:
+    """The product of float x, whose rows are quantized as `dot` does; in plain JAX, which XLA
+    splits along K, too. Its rounding counts as the identity."""
+
+    @jax.custom_jvp
+    def run(x, parts):
+        q, scale, zero_point = reference.quantize_rows(x, "uint8")
+        rows = QuantizedArray(q, scale[:, None], zero_point[:, None], "uint8")
+        return _integer(linear, rows, parts)
+
+    def run_jvp(primals, tangents):
+        x, parts = primals
+        real = dataclasses.replace(parts, weight_only=True)
+        tangent = linear(_by_parts(tangents[0], parts), real).sum(0)
+        return run(x, parts), tangent.astype(jnp.float32)
+
+    run.defjvp(run_jvp)
+    return lambda x, parts: run(x, jax.lax.stop_gradient(parts))
+
+
+def _integer(linear: Callable, x: QuantizedArray, parts: PackedWeight) -> jax.Array:
+    count, _, _ = parts.shape
+    values = _by_parts(x.qvalue, parts)
+    k = x.shape[1]
+    if parts.group_size or len(reference.blocks(k, parts.zero_point is not None)) > 1:
+        by_part = {
+            name: None if p is None else jnp.broadcast_to(p, (count, *p.shape)) if p.ndim else p
+            for name, p in (("scale", x.scale), ("zero_point", x.zero_point))
+        }
+        return linear(dataclasses.replace(x, qvalue=values, **by_part), parts).sum(0)
+    spec = GemmSpec(
+        dynamic=False,
+        x_scale="none",
+        x_zero_point="none" if x.zero_point is None else "row" if x.zero_point.ndim else "tensor",
+        w_zero_point=parts.zero_point is not None,
+        out_dtype="int32",
+        batched=True,
+    )
+    zero_point = x.zero_point
+    if zero_point is not None and zero_point.ndim:
+        zero_point = zero_point[:, 0]
+    sums = gemm(
+        spec,
+        x=values,
+        data=parts.data,
+        w_scale=parts.scale,
+        column_sums=parts.column_sums,
+        x_zero_point=zero_point,
+        w_zero_point=parts.zero_point,
+    )
+    sums = sums.sum(0).astype(jnp.float32)
+    scale = parts.scale[0]  # all parts have the same
+    if x.scale.ndim:
+        return reference.rounded(sums * scale) * x.scale
+    return sums * (x.scale * scale)
