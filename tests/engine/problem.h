@@ -126,6 +126,8 @@ inline Problem MakeProblem(const Case& c) {
     weights.shape.m = rows.shape.n = 0;
     Problem p = MakeProblem(weights);
     p.x = MakeProblem(rows).x;
+    p.bias.assign(std::size_t(c.shape.n), 0);  // not used, but stacked
+    p.out_scale.assign(std::size_t(c.shape.n) + 1, 1);
     return p;
   }
   const std::int64_t m = c.shape.m, n = c.shape.n, k = c.shape.k;
