@@ -14,7 +14,8 @@ def export_checks() -> list[jax.export.DisabledSafetyCheck]:
 
     jax.export refuses custom calls that it does not know. Those of this library it may let pass:
     they have versions in their names, and a release that changes what one does gives it a new
-    name and keeps the old one, so that programs run on later releases. They run in any process
+    name and keeps the old one, so that programs run on later releases, as long as JAX reads them
+    (it promises six months, and not what a newer JAX wrote). They run in any process
     that has imported jax_qgemm, on any CPU, with the same results as here. With
     `platforms=("cpu", "cuda", "tpu")` other platforms get plain JAX.
 

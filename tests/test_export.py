@@ -144,16 +144,24 @@ def test_without_the_checks_the_calls_are_named(rng):
         export.export(jax.jit(jq.dot))(rows(rng, 5), weight(rng, "int8"))
 
 
+@pytest.mark.parametrize("written_by", ["jax_0_8_0", "jax_0_10_2"])
 @pytest.mark.parametrize("form", FORMATS)
-def test_golden_programs(form):
+def test_golden_programs(form, written_by):
     """Written by the first release: they run as long as the versions in their names do."""
     if not NATIVE:
         pytest.skip("no extension: the program's calls are ours")
-    program = export.deserialize(
-        bytearray((GOLDEN / f"{form.replace(':', '_')}.jaxexport").read_bytes())
-    )
+    if written_by == "jax_0_10_2" and jax.__version_info__ < (0, 10):
+        pytest.skip("JAX does not read what a newer release of it wrote")
+    name = form.replace(":", "_")
+    data = (GOLDEN / written_by / f"{name}.jaxexport").read_bytes()
+    try:
+        program = export.deserialize(bytearray(data))
+    except ValueError as error:
+        if written_by == "jax_0_10_2" or jax.__version_info__ < (0, 11):
+            raise
+        pytest.skip(f"JAX reads what it wrote in the last six months: {error}")
     with np.load(GOLDEN / "arrays.npz") as arrays:
-        prefix = f"{form.replace(':', '_')}/"
+        prefix = f"{name}/"
         w = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix + "w_")}
         w = jq.PackedWeight.from_arrays({n.removeprefix("w_"): a for n, a in w.items()})
         got = program.call(arrays["x"], w, arrays["bias"])
