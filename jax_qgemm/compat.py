@@ -1,20 +1,29 @@
 """The only place that looks at JAX's version or at names that move between releases.
 
-Supported and tested: jax 0.8.0 to 0.12.0.1, with DeprecationWarnings as errors.
+Supported and tested: from MINIMUM_JAX to the releases of NEWEST_JAX, with DeprecationWarnings as
+errors (`./dev matrix`).
 """
 
 import importlib
+import warnings
 
 import jax
 import numpy as np
 from jax.experimental import jet
 
 MINIMUM_JAX = (0, 8, 0)
+NEWEST_JAX = (0, 12)
 
 if jax.__version_info__[:3] < MINIMUM_JAX:
     raise ImportError(
         f"jax_qgemm needs jax >= {'.'.join(map(str, MINIMUM_JAX))}, found jax {jax.__version__}: "
         "run `pip install --upgrade jax`"
+    )
+if jax.__version_info__[:2] > NEWEST_JAX:
+    warnings.warn(
+        f"jax_qgemm is tested with jax up to {'.'.join(map(str, NEWEST_JAX))}, found jax "
+        f"{jax.__version__}: should anything break, use an older jax or a newer jax_qgemm",
+        stacklevel=2,
     )
 
 ShapedArray = jax.core.ShapedArray

@@ -74,6 +74,27 @@ def test_too_old_jax_is_refused():
     assert "needs jax >= 0.8.0, found jax 0.7.2" in done.stderr
 
 
+@pytest.mark.parametrize(("version", "warnings"), [((0, 12, 9), 0), ((0, 13, 0), 1), ((1, 0), 1)])
+def test_untested_jax_gives_one_warning(version, warnings):
+    """Of its version alone: what runs underneath is the one that is installed."""
+    code = f"""
+import warnings
+import jax
+import jax.numpy as jnp
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    before, jax.__version_info__ = jax.__version_info__, {version}
+    import jax_qgemm
+    jax.__version_info__ = before
+    y = jax.jit(jax_qgemm.dot)(jnp.ones((2, 64)), jax_qgemm.pack_weight(jnp.ones((64, 3))))
+ours = [str(w.message) for w in caught if "jax_qgemm is tested with jax up to" in str(w.message)]
+assert len(ours) == {warnings}, ours
+assert y.tolist() == [[64.0] * 3] * 2, y
+"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+
+
 def test_info_command():
     done = subprocess.run(
         [sys.executable, "-W", "ignore::UserWarning", "-m", "jax_qgemm.info"],

@@ -30,6 +30,11 @@ def test_required_jax_is_the_one_that_compat_checks(package):
     assert f"{package}>={oldest}" in importlib.metadata.requires("jax-qgemm")
 
 
+def test_stated_window_of_jax_is_the_one_that_compat_checks():
+    oldest, newest = (".".join(map(str, v)) for v in (compat.MINIMUM_JAX, compat.NEWEST_JAX))
+    assert f"jax {oldest} to {newest}" in (ROOT / "README.md").read_text()
+
+
 def test_every_cpp_source_is_built():
     """CMake lists sources one by one: a file that is missing there would silently not exist."""
     folder = ROOT / "xla_ffi"
