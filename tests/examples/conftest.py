@@ -4,4 +4,5 @@ import pathlib
 import sys
 
 _HERE = pathlib.Path(__file__).resolve().parent
-sys.path[:0] = [str(_HERE.parents[1] / "examples"), str(_HERE)]
+_EXAMPLES = _HERE.parents[1] / "examples"
+sys.path[:0] = [str(_EXAMPLES), str(_EXAMPLES / "recipes"), str(_HERE)]
