@@ -16,7 +16,7 @@ _FUSED = {getattr(keras.activations, name): name for name in ("relu", "gelu", "s
 
 @keras.saving.register_keras_serializable("jax_qgemm")
 class QDense(keras.layers.Layer):
-    """`keras.layers.Dense` with a packed kernel: (..., in) → (..., units). The bias can be trained."""
+    """`keras.layers.Dense` with a packed kernel: (..., in) → (..., units). Its bias is trained."""
 
     def __init__(self, units, activation=None, use_bias=True, qtype="int8", **kwargs):
         super().__init__(**kwargs)
