@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import jet
 
-MINIMUM_JAX = (0, 8, 0)
+MINIMUM_JAX = (0, 8, 1)
 NEWEST_JAX = (0, 12)
 
 if jax.__version_info__[:3] < MINIMUM_JAX:

@@ -1,5 +1,7 @@
 """Fresh interpreters, for what is decided at import."""
 
+import functools
+import json
 import os
 import subprocess
 import sys
@@ -17,3 +19,17 @@ def python(code, *flags, **env):
         text=True,
         timeout=300,
     )
+
+
+@functools.cache
+def checks(script: str, devices: int) -> dict:
+    """What went wrong, by check, in a script of checks on so many virtual devices."""
+    run = subprocess.run(
+        [sys.executable, script, str(devices)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.path.dirname(__file__)},
+    )
+    assert run.returncode == 0, run.stderr
+    return dict(json.loads(line) for line in run.stdout.splitlines())

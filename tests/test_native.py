@@ -71,7 +71,7 @@ assert seconds < 2, seconds
 def test_too_old_jax_is_refused():
     code = "import jax; jax.__version__ = '0.7.2'; jax.__version_info__ = (0, 7, 2)\n"
     done = python(code + "import jax_qgemm")
-    assert "needs jax >= 0.8.0, found jax 0.7.2" in done.stderr
+    assert "needs jax >= 0.8.1, found jax 0.7.2" in done.stderr
 
 
 @pytest.mark.parametrize(("version", "warnings"), [((0, 12, 9), 0), ((0, 13, 0), 1), ((1, 0), 1)])

@@ -15,6 +15,7 @@ from flax import core, serialization
 from jax_qgemm import errors
 from jax_qgemm.flax.promotion import promoted_dot
 from jax_qgemm.flax.report import LayerReport, QuantizationReport, tree_bytes
+from jax_qgemm.flax.sharding import pack_boxed
 from jax_qgemm.packing import pack_weight
 from jax_qgemm.types import PackedWeight
 
@@ -77,7 +78,7 @@ class QDense(nn.Module):
             return stored, None  # of any format, whatever qtype says
 
         def init(key):
-            return pack_weight(nn.meta.unbox(self.kernel_init(key, *float_args)), self.qtype)
+            return pack_boxed(self.kernel_init(key, *float_args), self.qtype)
 
         return self.param("kernel", init), None
 
@@ -135,7 +136,7 @@ def quantize_params(
                         f"quantize_params: params: the kernel of {name} has only a shape, no "
                         "values: quantize after the weights are loaded"
                     )
-                new["kernel"] = pack_weight(kernel, qtype)
+                new["kernel"] = pack_boxed(node["kernel"], qtype)
             sizes = tree_bytes(node), tree_bytes(new)
             layers.append(LayerReport(name, "kernel", getattr(kernel, "shape", ()), reason, *sizes))
         return core.freeze(new) if isinstance(node, core.FrozenDict) else new
@@ -166,18 +167,26 @@ def _warn_packed_at_every_call() -> None:
     )
 
 
+_PARTS = ("data", "scale", "zero_point", "column_sums")
+
+
 def _to_state_dict(weight: PackedWeight) -> dict[str, Any]:
-    parts = {n: getattr(weight, n) for n in ("data", "scale", "zero_point", "column_sums")}
-    arrays = {name: part for name, part in parts.items() if part is not None}
+    parts = {name: getattr(weight, name) for name in _PARTS}
+    state = {name: serialization.to_state_dict(p) for name, p in parts.items() if p is not None}
     # An array, so that a flattened state dict holds nothing else.
-    return arrays | {"format_version": np.asarray(weight.format_version, np.int32)}
+    return state | {"format_version": np.asarray(weight.format_version, np.int32)}
 
 
 def _from_state_dict(weight: PackedWeight, state: dict[str, Any]) -> PackedWeight:
     version = int(state.get("format_version", 1))
     errors.check_format_version("from_state_dict", version)
-    parts = {name: state.get(name) for name in ("data", "scale", "zero_point", "column_sums")}
-    return dataclasses.replace(weight, **parts, format_version=version)
+    parts = {
+        name: serialization.from_state_dict(getattr(weight, name), state[name])
+        for name in _PARTS
+        if name in state
+    }
+    missing = dict.fromkeys(set(_PARTS) - set(parts))
+    return dataclasses.replace(weight, **parts, **missing, format_version=version)
 
 
 # So that flax.serialization (to_bytes, msgpack, flax.training.checkpoints) knows packed kernels.

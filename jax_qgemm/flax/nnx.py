@@ -11,7 +11,9 @@ from flax import nnx
 from jax_qgemm import errors
 from jax_qgemm.flax.promotion import promoted_dot
 from jax_qgemm.flax.report import LayerReport, QuantizationReport, tree_bytes
+from jax_qgemm.flax.sharding import KernelSharding, of_kernel
 from jax_qgemm.packing import check_packed, pack_weight
+from jax_qgemm.row_parallel import RowParallelWeight, pack_row_parallel
 from jax_qgemm.types import PackedWeight
 
 FilterFn = Callable[[tuple[str | int, ...], nnx.Module], bool]
@@ -40,6 +42,10 @@ class QLinear(nnx.Module):
     `jax_qgemm.dot`). The weight lives in
     `QuantizedParam`s of plain arrays, the bias in an `nnx.Param`, so `nnx.split`, `nnx.state`
     and orbax treat the layer like any other.
+
+    A kernel's sharding metadata (`nnx.with_partitioning`) goes with it: the parts of the packed
+    weight are split by columns, in panels of 64, where the kernel was. Where it was by rows, over
+    an axis of a known mesh of auto type, the weight is a `RowParallelWeight`.
 
     Gradients flow through it, to x and to the bias (see `jax_qgemm.dot`), so that what is in front
     of it can be trained. The weight stays as it is: train it as floats, through
@@ -71,11 +77,13 @@ class QLinear(nnx.Module):
         rngs: nnx.Rngs,
     ):
         kernel = kernel_init(rngs.params(), (in_features, out_features), param_dtype)
-        packed = kernel if isinstance(kernel, PackedWeight) else pack_weight(kernel, qtype)
-        self.data = QuantizedParam(packed.data)
+        packed, sharding = _pack(kernel, qtype)
+        self.data = QuantizedParam(packed.data, **sharding.metadata(packed.data))
         for name in ("scale", "zero_point", "column_sums"):
             part = getattr(packed, name)
-            setattr(self, name, nnx.data(None if part is None else QuantizedParam(part)))
+            if part is not None:
+                part = QuantizedParam(part, **sharding.metadata(part))
+            setattr(self, name, nnx.data(part))
         # As long as its number says: shapes, unlike values, are known while tracing, so that data
         # of a newer release is refused under jit too.
         version = packed.format_version
@@ -86,6 +94,7 @@ class QLinear(nnx.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.use_bias = use_bias
+        self.row_parts = sharding.parts
         self.qtype = packed.qtype
         self.group_size = packed.group_size
         self.channelwise = packed.channelwise
@@ -117,7 +126,7 @@ class QLinear(nnx.Module):
             qtype=qtype,
             dtype=linear.dtype,
             param_dtype=linear.kernel.dtype,  # not linear.param_dtype: it may have been cast since
-            kernel_init=lambda *_: linear.kernel[...],
+            kernel_init=lambda *_: linear.kernel,  # with its metadata
             rngs=nnx.Rngs(0),
         )
         layer.use_bias, layer.bias = linear.bias is not None, nnx.data(linear.bias)
@@ -141,18 +150,18 @@ class QLinear(nnx.Module):
         )
 
     @property
-    def weight(self) -> PackedWeight:
+    def weight(self) -> PackedWeight | RowParallelWeight:
         """The packed weight (in_features, out_features), as `jax_qgemm.dot` takes it."""
 
         def array(part):
             return None if part is None else part[...]
 
-        return PackedWeight(
+        packed = PackedWeight(
             data=self.data[...],
             scale=array(self.scale),
             zero_point=array(self.zero_point),
             column_sums=array(self.column_sums),
-            matrix_shape=(self.in_features, self.out_features),
+            matrix_shape=(self.in_features // self.row_parts, self.out_features),
             qtype=self.qtype,
             channelwise=self.channelwise,
             format_version=self.format_version.shape[-1],
@@ -161,6 +170,7 @@ class QLinear(nnx.Module):
             scale_dtype=self.scale_dtype,
             minimum=self.minimum,
         )
+        return packed if self.row_parts == 1 else RowParallelWeight(packed)
 
     def __call__(
         self,
@@ -181,6 +191,18 @@ class QLinear(nnx.Module):
         return promoted_dot(
             "QLinear", x, self.weight, bias, activation, self.dtype, self.param_dtype, residual
         )
+
+
+def _pack(kernel, qtype: str) -> tuple[PackedWeight, KernelSharding]:
+    """What an initialiser made, packed; in parts of K, stacked, where its rows are split."""
+    if isinstance(kernel, PackedWeight):
+        return kernel, KernelSharding()
+    if not isinstance(kernel, nnx.Variable):
+        kernel = nnx.Param(kernel)  # also of an array with metadata, as of nnx.with_partitioning
+    sharding = of_kernel(kernel, qtype)
+    if sharding.parts == 1:
+        return pack_weight(kernel[...], qtype), sharding
+    return pack_row_parallel(kernel[...], qtype, parts=sharding.parts).parts, sharding
 
 
 def quantize_(

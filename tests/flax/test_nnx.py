@@ -153,8 +153,13 @@ def test_the_format_version_is_in_a_checkpoint(tmp_path):
         layer(normal(2, 16))
 
 
+def stacked(make):
+    """Three layers, as nnx.vmap makes them."""
+    return nnx.split_rngs(splits=3)(nnx.vmap(make))(nnx.Rngs(0))
+
+
 def test_layers_made_under_vmap():
-    stack = nnx.vmap(lambda rngs: QLinear(16, 8, rngs=rngs))(nnx.Rngs(0).split(3))
+    stack = stacked(lambda rngs: QLinear(16, 8, rngs=rngs))
     assert stack.weight.shape == (3, 16, 8) and stack.weight.format_version == 1
     y = nnx.vmap(lambda layer, x: layer(x), in_axes=(0, None))(stack, normal(2, 16))
     assert y.shape == (3, 2, 8)
@@ -269,8 +274,7 @@ class Skipped(nnx.Module):
         self.hooked = nnx.Linear(8, 8, dot_general=lambda *a, **k: None, rngs=rngs)
         self.wide = nnx.Linear(8, 8, preferred_element_type=jnp.float32, rngs=rngs)
         self.normed = nnx.WeightNorm(nnx.Linear(8, 8, rngs=rngs), rngs=rngs)
-        keys = nnx.Rngs(0).split(3)
-        self.stacked = nnx.vmap(lambda rngs: nnx.Linear(8, 8, rngs=rngs))(keys)
+        self.stacked = stacked(lambda rngs: nnx.Linear(8, 8, rngs=rngs))
 
 
 def test_report_says_why_layers_are_skipped():

@@ -1,0 +1,15 @@
+"""Layers with sharding metadata, each number of virtual devices in a process of its own."""
+
+import pytest
+
+pytest.importorskip("flax", reason="the layers need flax")
+
+import layer_sharding_checks
+from fresh import checks
+
+
+@pytest.mark.parametrize("name", layer_sharding_checks.CHECKS)
+@pytest.mark.parametrize("devices", [2, 8])
+def test_sharded_layers(devices, name):
+    wrong = checks(layer_sharding_checks.__file__, devices)[name]
+    assert wrong is None, wrong
