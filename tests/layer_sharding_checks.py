@@ -116,6 +116,20 @@ def logical_names():
     assert spec == P(None, "model"), spec
 
 
+def named_shardings():
+    """Metadata that brings its mesh."""
+    mesh = mesh_of()
+    for spec, expected in ((P(None, "model"), P("model")), (P("model"), P("model", None))):
+        names = NamedSharding(mesh, spec)
+        kernel_init = nnx.with_partitioning(KERNEL_INIT, names)
+        layer = nnx.Linear(K, N, kernel_init=kernel_init, rngs=nnx.Rngs(0))
+        quantized = QLinear.from_linear(layer)
+        assert quantized.data[...].sharding == NamedSharding(mesh, expected)
+        weight, bias = plain(layer)
+        f, state = jitted(quantized)
+        same(jax.jit(f)(state, array(0, M, K)), jq.dot(array(0, M, K), weight, bias=bias))
+
+
 def what_cannot_be_split_is_whole():
     """Columns that are not whole panels, groups that parts of K would cut."""
     mesh = mesh_of()
@@ -192,6 +206,7 @@ CHECKS = {
     for check in (
         rows_and_columns,
         logical_names,
+        named_shardings,
         what_cannot_be_split_is_whole,
         state_is_put_by_its_specs,
         explicit_types,

@@ -53,14 +53,19 @@ def of_kernel(kernel: nnx.Variable, qtype: str) -> KernelSharding:
     Columns that are not whole panels for each device stay together, and so do rows where the mesh
     is not known yet, has explicit types, or would split groups.
     """
-    metadata = kernel.get_metadata()
+    metadata = dict(kernel.get_metadata())
     if not metadata.get("out_sharding"):
         return KernelSharding()
-    rows, columns = _two(_spec(metadata["out_sharding"]))
-    mapped = nnx.get_partition_spec(kernel)  # after rules
-    mapped = jax.tree.leaves(mapped, is_leaf=lambda node: isinstance(node, PartitionSpec))[0]
+    names = metadata["out_sharding"]
+    if isinstance(names, NamedSharding):
+        metadata["mesh"], names = names.mesh, names.spec
+        mapped = names
+    else:
+        mapped = nnx.get_partition_spec(kernel)  # after rules
+        mapped = jax.tree.leaves(mapped, is_leaf=lambda node: isinstance(node, PartitionSpec))[0]
+    rows, columns = _two(names)
     mesh = _mesh(kernel[...], metadata)
-    row_parts, column_parts = (_size(axes, mesh) for axes in _two(_spec(mapped)))
+    row_parts, column_parts = (_size(axes, mesh) for axes in _two(mapped))
     k, n = kernel.shape
     group = errors.weight_format("QLinear", "qtype", qtype).group or 1
     explicit = any(kind is AxisType.Explicit for kind in getattr(mesh, "axis_types", ()))
@@ -84,12 +89,6 @@ def pack_boxed(kernel, qtype: str) -> PackedWeight:
     return jax.tree.map(
         lambda part: kernel.replace(value=part, names=(*[None] * (part.ndim - 1), columns)), packed
     )
-
-
-def _spec(sharding) -> tuple:
-    """The axes that a sharding names, in any of the forms that flax takes."""
-    sharding = getattr(sharding, "sharding", sharding)  # a Format
-    return tuple(sharding.spec if isinstance(sharding, NamedSharding) else sharding)
 
 
 def _two(names) -> tuple:
