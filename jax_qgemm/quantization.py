@@ -11,7 +11,7 @@ import numpy as np
 from jax_qgemm import errors, reference
 from jax_qgemm.errors import describe
 from jax_qgemm.primitives import quantize as primitive
-from jax_qgemm.primitives.common import refuse_gradient
+from jax_qgemm.primitives.undifferentiated import undifferentiated
 from jax_qgemm.types import PackedWeight, QuantizedArray
 
 
@@ -101,17 +101,6 @@ def dequantize(q: QuantizedArray | PackedWeight) -> jax.Array:
     return q.dequantize()
 
 
-@jax.custom_jvp
-def _no_gradient(*arrays):
-    """Its arguments, which must have no tangents: in front of the forms written in plain JAX."""
-    return arrays
-
-
-@_no_gradient.defjvp
-def _no_gradient_jvp(primals, tangents):
-    refuse_gradient("quantize")
-
-
 @functools.partial(jax.jit, static_argnames="qtype", inline=True)
 def _quantize_rows(x, *, qtype):
     q, *parameters = primitive.quantize_rows(x.reshape(_rows(x), x.shape[-1]), qtype)
@@ -122,7 +111,7 @@ def _quantize_rows(x, *, qtype):
 
 @functools.partial(jax.jit, static_argnames=("qtype", "shared", "symmetric"), inline=True)
 def _choose_and_quantize(x, *, qtype, shared, symmetric):
-    (x,) = _no_gradient(x.astype(jnp.float32))
+    (x,) = undifferentiated("quantize", x.astype(jnp.float32))
     if symmetric:
         scale, inverse = reference.symmetric_params(x, shared, 127)
         zero_point = None if qtype == "int8" else jnp.full_like(scale, 128, jnp.int32)
@@ -137,14 +126,14 @@ def _choose_and_quantize(x, *, qtype, shared, symmetric):
 
 @functools.partial(jax.jit, static_argnames=("qtype", "group", "symmetric"), inline=True)
 def _quantize_groups(x, *, qtype, group, symmetric):
-    (x,) = _no_gradient(x)
+    (x,) = undifferentiated("quantize", x)
     return reference.quantize_groups(x, qtype, group, symmetric)
 
 
 @functools.partial(jax.jit, static_argnames="qtype", inline=True)
 def _quantize_given(x, scale, zero_point, *, qtype):
     if scale.ndim:
-        x, scale = _no_gradient(x, scale)
+        x, scale = undifferentiated("quantize", x, scale)
         return reference.quantize_static(x, scale, zero_point, qtype)
     rows = x.reshape(_rows(x), x.shape[-1] if x.ndim else 1)
     return primitive.quantize_static(rows, scale, zero_point, qtype).reshape(x.shape)

@@ -13,6 +13,7 @@ from jax_qgemm import errors, reference
 from jax_qgemm.errors import describe
 from jax_qgemm.packing import pack, pack_weight
 from jax_qgemm.primitives.gemm import gemm
+from jax_qgemm.primitives.undifferentiated import undifferentiated
 from jax_qgemm.quantization import quantize
 from jax_qgemm.types import GemmSpec, PackedWeight, QuantizedArray
 
@@ -124,6 +125,7 @@ def _quantized(linear: Callable) -> Callable:
 
     @jax.custom_jvp
     def run(x, parts):
+        (x,) = undifferentiated("dot", x)
         q, scale, zero_point = reference.quantize_rows(x, "uint8")
         rows = QuantizedArray(q, scale[:, None], zero_point[:, None], "uint8")
         return _integer(linear, rows, parts)

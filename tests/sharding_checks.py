@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from operations import NAMES, SETS, operations
 
 import jax_qgemm as jq
 
@@ -330,6 +331,42 @@ def explicit_types(form):
     want = jax.grad(loss, argnums=(0, 2))(x, w, array(2, N), weight(form, (N, N)))
     for a, b in zip(got, want, strict=True):
         same(a, b, 1e-5)
+
+
+@each(*NAMES)
+def operation_by_jit(name):
+    """A batch of sets of arguments, split over all devices."""
+    operation = operations()[name]
+    f = jax.jit(jax.vmap(lambda *own: operation.f(*own, *operation.shared)))
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        mesh = jax.make_mesh((jax.device_count(),), ("sets",), axis_types=(kind,))
+        with jax.set_mesh(mesh):
+            own = jax.device_put(operation.own, NamedSharding(mesh, P("sets")))
+            got = f(*own)
+            operation.check_sets(jax.tree.map(np.asarray, got))
+            if name != "ragged_dot":  # one by one
+                assert jax.tree.leaves(got)[0].sharding.spec[0] == "sets"
+                assert not collectives(f, *own)
+
+
+@each(*NAMES)
+def operation_by_shard_map(name):
+    """Each device has some sets of arguments."""
+    operation = operations()[name]
+    mesh = jax.make_mesh((jax.device_count(),), ("sets",), axis_types=(AxisType.Auto,))
+
+    def local(own, shared):
+        parts = [
+            operation.f(*jax.tree.map(lambda leaf, i=i: leaf[i], own), *shared)
+            for i in range(SETS // jax.device_count())
+        ]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+
+    specs = P("sets"), P()
+    f = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P("sets"))
+    for g in (f, jax.jit(f)):
+        operation.check_sets(g(operation.own, operation.shared))
+    assert not collectives(f, operation.own, operation.shared)
 
 
 def main(checks):

@@ -4,11 +4,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import jet
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jax_qgemm import compat, native
 from jax_qgemm.primitives.partitioning import partitioned, with_sharding
+from jax_qgemm.primitives.undifferentiated import refuse_gradient, refuse_series
 
 
 def define(
@@ -86,15 +88,8 @@ def define(
     ad.primitive_jvps[primitive] = lambda primals, tangents, **params: refuse_gradient(
         operation(**params)
     )
+    jet.jet_rules[primitive] = lambda primals, series, **params: refuse_series(operation(**params))
     return primitive
-
-
-def refuse_gradient(operation: str):
-    """The JVP rule of what has 8-bit results. JAX calls it only where a tangent is not zero."""
-    raise NotImplementedError(
-        f"jax_qgemm.{operation}: not differentiable; use jax.lax.stop_gradient on its arguments, "
-        "or jax_qgemm.fake_quantize to train through quantization"
-    )
 
 
 def _eager(primitive: Primitive):
@@ -141,7 +136,8 @@ def from_rows(result, size: int, operand, dim):
 def map_batch(bind, operands, dims):
     """One call per batch element, for batches that cannot be folded: (results, dims)."""
     moved = [
-        None if d is None else jnp.moveaxis(o, d, 0) for o, d in zip(operands, dims, strict=True)
+        None if d is None else _whole(jnp.moveaxis(o, d, 0))
+        for o, d in zip(operands, dims, strict=True)
     ]
 
     def one(parts):
@@ -149,6 +145,14 @@ def map_batch(bind, operands, dims):
 
     results = jax.lax.map(one, moved)
     return results, [0] * len(results)
+
+
+def _whole(operand):
+    """With its leading axis on each device, which jax.lax.map wants where types are explicit."""
+    sharding = jax.typeof(operand).sharding
+    if sharding.mesh.empty or not sharding.mesh.are_all_axes_explicit:
+        return operand
+    return jax.sharding.reshard(operand, sharding.update(spec=(None, *sharding.spec[1:])))
 
 
 def batch_size(operands, dims) -> int:
