@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from jax_qgemm import errors, reference
 from jax_qgemm.errors import describe
+from jax_qgemm.explicit import typed
 from jax_qgemm.packing import pack_weight
 from jax_qgemm.primitives.undifferentiated import undifferentiated
 from jax_qgemm.quantization import quantize
@@ -60,7 +61,7 @@ def fake_quantize(
         if x.ndim != 2:
             raise ValueError(f"{name}: {qtype!r} is for a kernel (K, N), got {describe(x)}")
         packed = pack_weight(frozen, qtype, symmetric=symmetric)
-        return _straight_through(x, packed.dequantize().astype(x.dtype))
+        return _straight_through(x, typed(packed.dequantize().astype(x.dtype), x))
     q = quantize(
         frozen,
         qtype,
@@ -70,7 +71,7 @@ def fake_quantize(
         zero_point=zero_point,
         symmetric=symmetric,
     )
-    y = q.dequantize().astype(x.dtype)
+    y = typed(q.dequantize().astype(x.dtype), x)
     if scale is None:
         return _straight_through(x, y)
     scale = errors.scale_array(name, "scale", scale)
@@ -78,7 +79,7 @@ def fake_quantize(
     zero = 0 if q.zero_point is None else q.zero_point
     steps = jnp.round(x.astype(jnp.float32) * reference.reciprocal(scale)) + zero
     inside = jax.lax.stop_gradient((steps >= qmin) & (steps <= qmax))
-    return _within_range(x, scale, y, q.qvalue.astype(jnp.int32) - zero, inside)
+    return _within_range(x, scale, y, typed(q.qvalue, x).astype(jnp.int32) - zero, inside)
 
 
 @jax.custom_jvp

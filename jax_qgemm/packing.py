@@ -10,6 +10,7 @@ from jax import lax
 
 from jax_qgemm import blocks, compat, errors, reference
 from jax_qgemm.errors import describe
+from jax_qgemm.explicit import whole
 from jax_qgemm.primitives import pack as primitive
 from jax_qgemm.primitives.pack_float import pack_float
 from jax_qgemm.quantization import quantize
@@ -57,7 +58,7 @@ def unpack(w: PackedWeight) -> QuantizedArray:
     check_packed("unpack", "w", w)
     if w.qtype not in reference.QRANGE:
         raise TypeError(f"unpack: w must be of int8 or uint8, got {w.qtype}; use w.dequantize()")
-    return _unpack(w)
+    return _unpack(jax.tree.map(whole, w))
 
 
 def pack_weight(kernel, qtype="int8", *, symmetric=None, clamp=False) -> PackedWeight:
@@ -180,6 +181,7 @@ def _round_and_pack(kernel, qtype: str, most: float | None) -> PackedWeight:
 
 
 def _pack_blocks(kernel, qtype: str, form: blocks.Blocks, weight_only: bool) -> PackedWeight:
+    kernel = whole(kernel)
     parts = _quantize_blocks(kernel, form)
     if compat.concrete(kernel) is not None:
         low, high = (

@@ -10,6 +10,7 @@ import numpy as np
 
 from jax_qgemm import errors, reference
 from jax_qgemm.errors import describe
+from jax_qgemm.explicit import whole
 from jax_qgemm.primitives import quantize as primitive
 from jax_qgemm.primitives.undifferentiated import undifferentiated
 from jax_qgemm.types import PackedWeight, QuantizedArray
@@ -70,7 +71,7 @@ def quantize(
         if x.ndim != 2:
             raise ValueError(f"quantize: group_size takes x of 2 dimensions, got {describe(x)}")
         symmetric = qtype == "int8" if symmetric is None else bool(symmetric)
-        parts = _quantize_groups(x, qtype=qtype, group=group_size, symmetric=symmetric)
+        parts = _quantize_groups(whole(x, [0]), qtype=qtype, group=group_size, symmetric=symmetric)
         return QuantizedArray(*parts, qtype, group_size)
     if scale is not None:
         return _quantize_static(x, qtype, axes, scale, zero_point, symmetric)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jax_qgemm import errors, reference
 from jax_qgemm.errors import describe
+from jax_qgemm.explicit import whole
 from jax_qgemm.packing import pack, pack_weight
 from jax_qgemm.primitives.gemm import gemm
 from jax_qgemm.primitives.undifferentiated import undifferentiated
@@ -90,12 +91,12 @@ def pack_row_parallel(
             dataclasses.replace(
                 pack(QuantizedArray(values, q.scale, q.zero_point, form)), weight_only=weight_only
             )
-            for values in jnp.split(q.qvalue, parts)
+            for values in jnp.split(whole(q.qvalue, [0]), parts)
         ]
     else:
         packed = [
             pack_weight(part, qtype, symmetric=symmetric, clamp=clamp)
-            for part in jnp.split(kernel, parts)
+            for part in jnp.split(whole(kernel, [0]), parts)
         ]
     return RowParallelWeight(jax.tree.map(lambda *leaves: jnp.stack(leaves), *packed))
 
@@ -141,15 +142,11 @@ def _quantized(linear: Callable) -> Callable:
 
 
 def _integer(linear: Callable, x: QuantizedArray, parts: PackedWeight) -> jax.Array:
-    count, _, _ = parts.shape
     values = _by_parts(x.qvalue, parts)
     k = x.shape[1]
     if parts.group_size or len(reference.blocks(k, parts.zero_point is not None)) > 1:
-        by_part = {
-            name: None if p is None else jnp.broadcast_to(p, (count, *p.shape)) if p.ndim else p
-            for name, p in (("scale", x.scale), ("zero_point", x.zero_point))
-        }
-        return linear(dataclasses.replace(x, qvalue=values, **by_part), parts).sum(0)
+        run = jax.vmap(lambda own, part: linear(dataclasses.replace(x, qvalue=own), part))
+        return run(values, parts).sum(0)
     spec = GemmSpec(
         dynamic=False,
         x_scale="none",
@@ -171,7 +168,7 @@ def _integer(linear: Callable, x: QuantizedArray, parts: PackedWeight) -> jax.Ar
         w_zero_point=parts.zero_point,
     )
     sums = sums.sum(0).astype(jnp.float32)
-    scale = parts.scale[0]  # all parts have the same
+    scale = parts.scale.max(0)  # all parts have the same, each device those of its own
     if x.scale.ndim:
         return reference.rounded(sums * scale) * x.scale
     return sums * (x.scale * scale)

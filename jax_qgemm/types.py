@@ -16,6 +16,7 @@ import numpy as np
 
 from jax_qgemm import blocks, errors, reference
 from jax_qgemm.blocks import Blocks
+from jax_qgemm.explicit import whole
 
 _QTYPES = tuple(reference.QRANGE)
 _WEIGHTS = (*_QTYPES, *reference.FLOAT_WEIGHTS, *blocks.BITS)
@@ -224,14 +225,15 @@ class PackedWeight(_Quantized):
     def dequantize(self) -> jax.Array:
         """The real values, float32 of `shape`."""
         if self.data.ndim > 1:
-            return jax.vmap(PackedWeight.dequantize)(self)
+            return jax.vmap(PackedWeight.dequantize)(jax.tree.map(whole, self))
         errors.check_format_version("dequantize", self.format_version)
+        data, scale, zero_point = jax.tree.map(whole, (self.data, self.scale, self.zero_point))
         if self.is_float:
-            return _unpack_float(self.data, *self.matrix_shape, self.qtype)
+            return _unpack_float(data, *self.matrix_shape, self.qtype)
         if self.blocks is not None:
-            return _dequantize_blocks(self.data, *self.matrix_shape, self.blocks)
-        values = reference.unpack(self.data, *self.matrix_shape)
-        return _dequantize(values, self.scale, self.zero_point, self.group_size)
+            return _dequantize_blocks(data, *self.matrix_shape, self.blocks)
+        values = reference.unpack(data, *self.matrix_shape)
+        return _dequantize(values, scale, zero_point, self.group_size)
 
     def _metadata(self) -> list[int]:
         index = _WEIGHTS.index(self.qtype)

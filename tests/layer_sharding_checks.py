@@ -63,9 +63,9 @@ def columns_stay_where_they_are(form):
         same(out, want)
 
 
-def rows_are_summed(form):
+def rows_are_summed(form, kind=AxisType.Auto):
     """Columns, then rows (Megatron): activations stay where they are, one sum at the end."""
-    mesh = mesh_of()
+    mesh = mesh_of(kind)
 
     class Block(nnx.Module):
         def __init__(self):
@@ -86,10 +86,16 @@ def rows_are_summed(form):
     x = array(0, M, K)
     f, state = jitted(block)
     sharded = put(x, mesh, "data")
-    assert collectives(f, state, sharded) == {"all-reduce"}
+    with jax.set_mesh(mesh):
+        assert collectives(f, state, sharded) == {"all-reduce"}
+        out = jax.jit(f)(state, sharded)
     (up, up_bias), (down, down_bias) = (plain(layer, form) for layer in layers)
     want = jq.dot(jq.dot(x, up, bias=up_bias, activation="gelu"), down, bias=down_bias)
-    same(jax.jit(f)(state, sharded), want, 0 if form == "int8" else 1e-5)
+    same(out, want, 0 if form == "int8" else 1e-5)
+
+
+def rows_are_summed_by_explicit_types(form):
+    rows_are_summed(form, AxisType.Explicit)
 
 
 def rows_and_columns():
@@ -199,7 +205,12 @@ def linen_metadata(form):
 
 CHECKS = {
     f"{check.__name__}-{form}": functools.partial(check, form)
-    for check in (columns_stay_where_they_are, rows_are_summed, linen_metadata)
+    for check in (
+        columns_stay_where_they_are,
+        rows_are_summed,
+        rows_are_summed_by_explicit_types,
+        linen_metadata,
+    )
     for form in FORMATS
 } | {
     check.__name__: check

@@ -155,9 +155,20 @@ def two_layers(form):
 def rows_of_weights(form):
     """Megatron's pair of layers, by columns, then by rows: sums are all that is exchanged, of
     integers where rows are quantized as a whole."""
-    mesh, count = mesh_of(), 2
+    rows_and_columns(mesh_of(), form)
+
+
+@each(*FORMATS)
+def rows_of_weights_by_explicit_types(form):
+    mesh = mesh_of(AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        rows_and_columns(mesh, form)
+
+
+def rows_and_columns(mesh, form):
+    count = 2
     one, kernel, x = weight(form), array(6, N, 256), array(0, M, K)
-    two = jq.pack_row_parallel(kernel, form, parts=count)
+    two, whole = jq.pack_row_parallel(kernel, form, parts=count), jq.pack_weight(kernel, form)
     bias = array(7, 256)
 
     def f(x, one, two, bias):
@@ -172,8 +183,7 @@ def rows_of_weights(form):
     assert collectives(f, *arguments) == {"all-reduce"}
     big = re.findall(r"= (\w+)\[(?!1,)\d+,256\]\S* all-reduce", text)  # not scales
     assert big and set(big) == {"s32" if form in ("int8", "uint8") else "f32"}, big
-    want = f(x, one, jq.pack_weight(kernel, form), bias)
-    same(jax.jit(f)(*arguments), want, 0 if form in ("int8", "uint8") else 1e-5)
+    same(jax.jit(f)(*arguments), f(x, one, whole, bias), 0 if form in ("int8", "uint8") else 1e-5)
     got = jax.jit(jax.grad(loss))(*arguments)
     same(got, jax.grad(loss)(x, one, two, bias), 1e-5)
 
@@ -186,6 +196,103 @@ def odd_columns_are_gathered():
     same(f(put(x, mesh, "data"), jax.device_put(w, NamedSharding(mesh, P()))), jq.dot(x, w))
     split = split_columns(w, mesh) if w.data.shape[0] % 2 == 0 else w
     same(f(put(x, mesh, "data"), split), jq.dot(x, w))
+
+
+KINDS = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
+
+
+@each(*[(kind, form) for kind in KINDS for form in FORMATS])
+def one_panel(kind, form):
+    """Weights that no device has a part of, of up to 64 columns."""
+    mesh = mesh_of(KINDS[kind])
+    for n in (1, 64):
+        kernel, x = array(8, 128, n), array(0, M, 128)
+        w = jq.pack_weight(kernel, form)
+        f = jax.jit(jq.dot)
+        back = jax.jit(jax.grad(lambda x, w: (jq.dot(x, w) ** 2).sum()))
+        with jax.set_mesh(mesh):
+            for spec in (("data",), (None, "model")):
+                same(f(put(x, mesh, *spec), w), jq.dot(x, w))
+                got = back(put(x, mesh, *spec), w)
+            packed = jq.pack_weight(put(kernel, mesh, "model"), form)
+        same(got, back(x, w), 1e-5)
+        for a, b in zip(jax.tree.leaves(packed), jax.tree.leaves(w), strict=True):
+            same(a, b)
+
+
+@each(*FORMATS, "bf16", "int8_blocks:32")
+def packing_by_explicit_types(form):
+    """Kernels that are split anyhow; what comes of them is the same."""
+    mesh, kernel = mesh_of(AxisType.Explicit), array(8, 256, N)
+    w, rows = jq.pack_weight(kernel, form), jq.pack_row_parallel(kernel, form, parts=2)
+    scheme = {"channelwise_axes": [1]} if form in ("int8", "uint8") else {}
+    fake = functools.partial(jq.fake_quantize, qtype=form, **scheme)
+    with jax.set_mesh(mesh):
+        for spec in ((None, "model"), ("model", None), ("data", "model")):
+            split = put(kernel, mesh, *spec)
+            for pack, want in (
+                (lambda kernel: jq.pack_weight(kernel, form), w),
+                (lambda kernel: jq.pack_row_parallel(kernel, form, parts=2), rows),
+                (fake, fake(kernel)),
+            ):
+                got = pack(split), jax.jit(pack)(split)
+                for leaves in zip(*map(jax.tree.leaves, got), jax.tree.leaves(want), strict=True):
+                    same(leaves[0], leaves[2])
+                    same(leaves[1], leaves[2])
+            through = jax.grad(lambda kernel: fake(kernel).sum())(split)
+            assert jax.typeof(through).sharding.spec == P(*spec)
+            same(through, np.ones_like(kernel))
+        same(split_columns(w, mesh).dequantize(), w.dequantize())
+        whole = rows.dequantize()
+        same(jax.device_put(rows, NamedSharding(mesh, P("model"))).dequantize(), whole)
+
+
+@each("int8", "uint8")
+def quantizing_by_explicit_types(form):
+    mesh, x = mesh_of(AxisType.Explicit), array(0, M, K)
+    with jax.set_mesh(mesh):
+        for spec in ((None, "model"), ("data", None), ("data", "model")):
+            split = put(x, mesh, *spec)
+            for scheme in (
+                {},
+                {"channelwise_axes": [0]},
+                {"channelwise_axes": [1]},
+                {"group_size": 32},
+            ):
+
+                def f(x, scheme=scheme):
+                    q = jq.quantize(x, form, **scheme)
+                    return q, q.dequantize(), jq.fake_quantize(x, form, **scheme)
+
+                got, want = jax.tree.leaves(jax.jit(f)(split)), jax.tree.leaves(f(x))
+                for a, b in zip(got, want, strict=True):
+                    same(a, b)
+                assert jax.typeof(got[-1]).sharding.spec == P(*spec)
+
+
+@each(*FORMATS)
+def operands_that_are_split_differently(form):
+    mesh, w, x = mesh_of(AxisType.Explicit), weight(form), array(0, M, K)
+    residual, bias, ct = array(3, M, N), array(2, N), array(4, M, N)
+
+    def f(x, residual, bias):
+        return jq.dot(x, w, bias=bias, residual=residual, activation="gelu")
+
+    def back(*operands):
+        return jax.vjp(f, *operands)[1](ct)
+
+    want = back(x, residual, bias)
+    with jax.set_mesh(mesh):
+        for specs in (
+            (("model",), ("data", "model"), (None,)),
+            (("data", "model"), ("model",), ("data",)),
+        ):
+            operands = [
+                put(a, mesh, *spec) for a, spec in zip((x, residual, bias), specs, strict=True)
+            ]
+            same(jax.jit(f)(*operands), f(x, residual, bias))
+            for a, b in zip(jax.jit(back)(*operands), want, strict=True):
+                same(a, b, 1e-5)
 
 
 @once
@@ -315,8 +422,6 @@ def explicit_types(form):
         cube = jnp.stack([x, x], axis=1)
         out = jax.jit(jq.dot)(put(cube, mesh, "data"), arguments[1])
         assert jax.typeof(out).sharding.spec == P("data", None, "model")
-        if not (0, 9) <= jax.__version_info__ < (0, 11):
-            return  # others do not take a sum inside a partition of an explicit mesh (README.md)
         bias, two = put(array(2, N), mesh, "model"), split_columns(weight(form, (N, N)), mesh)
 
         def loss(x, w, bias, two):

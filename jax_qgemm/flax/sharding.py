@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_qgemm import errors
 from jax_qgemm.packing import pack_weight
@@ -51,7 +51,7 @@ def of_kernel(kernel: nnx.Variable, qtype: str) -> KernelSharding:
     """What there is of `kernel`'s sharding in the packed weight of this format.
 
     Columns that are not whole panels for each device stay together, and so do rows where the mesh
-    is not known yet, has explicit types, or would split groups.
+    is not known yet or would split groups.
     """
     metadata = dict(kernel.get_metadata())
     if not metadata.get("out_sharding"):
@@ -68,8 +68,7 @@ def of_kernel(kernel: nnx.Variable, qtype: str) -> KernelSharding:
     row_parts, column_parts = (_size(axes, mesh) for axes in _two(mapped))
     k, n = kernel.shape
     group = errors.weight_format("QLinear", "qtype", qtype).group or 1
-    explicit = any(kind is AxisType.Explicit for kind in getattr(mesh, "axis_types", ()))
-    if row_parts is None or explicit or k % (row_parts * group):
+    if row_parts is None or k % (row_parts * group):
         row_parts = 1
     return KernelSharding(
         parts=row_parts,

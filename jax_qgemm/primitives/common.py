@@ -9,6 +9,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jax_qgemm import compat, native
+from jax_qgemm.explicit import whole
 from jax_qgemm.primitives.partitioning import partitioned, with_sharding
 from jax_qgemm.primitives.undifferentiated import refuse_gradient, refuse_series
 
@@ -136,7 +137,7 @@ def from_rows(result, size: int, operand, dim):
 def map_batch(bind, operands, dims):
     """One call per batch element, for batches that cannot be folded: (results, dims)."""
     moved = [
-        None if d is None else _whole(jnp.moveaxis(o, d, 0))
+        None if d is None else whole(jnp.moveaxis(o, d, 0), [0])
         for o, d in zip(operands, dims, strict=True)
     ]
 
@@ -145,14 +146,6 @@ def map_batch(bind, operands, dims):
 
     results = jax.lax.map(one, moved)
     return results, [0] * len(results)
-
-
-def _whole(operand):
-    """With its leading axis on each device, which jax.lax.map wants where types are explicit."""
-    sharding = jax.typeof(operand).sharding
-    if sharding.mesh.empty or not sharding.mesh.are_all_axes_explicit:
-        return operand
-    return jax.sharding.reshard(operand, sharding.update(spec=(None, *sharding.spec[1:])))
 
 
 def batch_size(operands, dims) -> int:

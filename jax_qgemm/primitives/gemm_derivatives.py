@@ -13,8 +13,8 @@ from jax.experimental import jet
 from jax.interpreters import ad
 
 from jax_qgemm import compat, reference
-from jax_qgemm.compat import ShapedArray
 from jax_qgemm.errors import FLOATS
+from jax_qgemm.explicit import typed
 from jax_qgemm.primitives.gemm import gemm, gemm_p, operand_names, operation, rank
 from jax_qgemm.types import GemmSpec
 
@@ -38,28 +38,23 @@ def _jvp(primals, tangents, *, spec: GemmSpec):
         if type(tangent) is not ad.Zero and tangent.dtype != jax.dtypes.float0
     }
     _check(moving, operands, spec)
+    simple = spec.activation in ("none", "relu")
+    out = gemm(spec if simple else _before_activation(spec), **operands)
     if set(moving) == {"x"} and spec.activation == "none":
         tangent = _of_x(moving["x"], operands, spec, spec.out_dtype)
     else:
-        tangent = sum(_term(name, t, operands, spec) for name, t in moving.items())
-    if spec.activation in ("none", "relu"):
-        out = gemm(spec, **operands)
-        if spec.activation == "relu":
-            tangent = jnp.where(out > 0, tangent, 0)
-    else:
-        y = gemm(_before_activation(spec), **operands)
-        tangent = _typed(jnp.broadcast_to(tangent, y.shape), y)
-        out, tangent = jax.jvp(_ACTIVATIONS[spec.activation], (y,), (tangent,))
+        tangent = sum(_alike(_term(name, t, operands, spec), out) for name, t in moving.items())
+    if spec.activation == "relu":
+        tangent = jnp.where(out > 0, tangent, 0)
+    elif not simple:
+        out, tangent = jax.jvp(_ACTIVATIONS[spec.activation], (out,), (_alike(tangent, out),))
         out = out.astype(spec.out_dtype)
-    return [out], [_typed(jnp.broadcast_to(tangent, out.shape).astype(out.dtype), out)]
+    return [out], [_alike(tangent, out).astype(out.dtype)]
 
 
-def _typed(value, like):
-    """With the explicit sharding that the type of `like`, an array or aval, has."""
-    sharding = like.sharding if isinstance(like, ShapedArray) else jax.typeof(like).sharding
-    if sharding.mesh.empty or jax.typeof(value).sharding == sharding:
-        return value
-    return jax.sharding.reshard(value, sharding)
+def _alike(term, out):
+    """As long as the result, and split as it is."""
+    return typed(jnp.broadcast_to(term, out.shape), out)
 
 
 def _check(moving, operands, spec: GemmSpec):
@@ -149,7 +144,7 @@ def _transpose(cotangents, *operands, spec: GemmSpec):
     out = gemm(back, **parts)
     if shared:
         out = out.sum(axis=0).astype(x.dtype)
-    return [_typed(out, x)] + [None] * (len(names) - 1)
+    return [typed(out, x)] + [None] * (len(names) - 1)
 
 
 def _linear_part(spec: GemmSpec) -> GemmSpec:
@@ -171,7 +166,7 @@ def _taylor(primals, series, *, spec: GemmSpec):
     of = dict(zip(names, series, strict=True))
     y = gemm(_before_activation(spec), **operands)
     terms = [
-        jnp.broadcast_to(sum(_term(name, of[name][i], operands, spec) for name in moving), y.shape)
+        _alike(sum(_alike(_term(name, of[name][i], operands, spec), y) for name in moving), y)
         for i in range(len(series[0]))
     ]
     if spec.activation != "none":

@@ -62,7 +62,7 @@ class Split:
                 return factor
             extra += 1
             own = f"own{extra}"
-            if factor is None:
+            if factor is None or self.sizes[factor] == 1:  # which Shardy takes alone only
                 unsplit.append(own)
                 return own
             sizes.update({factor: self.sizes[factor], own: length // self.sizes[factor]})
@@ -113,7 +113,9 @@ def partitioned(bind, split: Split, localize, avals, results):
 
         def of_device(*operands):
             found = bind(*operands, **localize(parts))
-            return tuple(jax.lax.psum(r, summed) if summed else r for r in found)
+            # XLA for CPUs takes no sum whose scalars have explicit shardings.
+            with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+                return tuple(jax.lax.psum(r, summed) if summed else r for r in found)
 
         return (
             mesh,
@@ -124,5 +126,6 @@ def partitioned(bind, split: Split, localize, avals, results):
 
     function = custom_partitioning(whole)
     rule, sizes = split.rule([a.shape for a in avals], [r.shape for r in results])
-    function.def_partition(partition, sharding_rule=rule, reduction_factors=split.summed, **sizes)
+    summed = tuple(factor for factor in split.summed if split.sizes[factor] > 1)
+    function.def_partition(partition, sharding_rule=rule, reduction_factors=summed, **sizes)
     return function
