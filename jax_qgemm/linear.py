@@ -254,22 +254,18 @@ def _row_parallel(function, x, w, bias, residual, activation, out_dtype) -> jax.
     check_packed(function, "w", w.parts, stacks=True)
     bias, residual = _check(function, x, w, bias, residual, activation)
     _check_form(function, x, w.parts)
-    m = math.prod(x.shape[:-1])
     if isinstance(x, QuantizedArray):
-        forms = _scheme(function, x)[1]
         rows = {
-            name: jnp.broadcast_to(getattr(x, name), (*x.shape[:-1], 1)).reshape(m, 1)
-            for name, form in zip(("scale", "zero_point"), forms, strict=True)
+            name: jnp.broadcast_to(getattr(x, name), (*x.shape[:-1], 1))
+            for name, form in zip(("scale", "zero_point"), _scheme(function, x)[1], strict=True)
             if form == "row"
         }
-        x2 = dataclasses.replace(x, qvalue=x.qvalue.reshape(m, -1), **rows)
-    else:
-        x2 = x.reshape(m, x.shape[-1])
+        x = dataclasses.replace(x, **rows)
 
-    def linear(parts, weights):
-        return _linear(function, parts, weights, None, None, None, "float32")
+    def linear(x, part):
+        return _product(function, x, part, None, None, None, "float32")
 
-    y = row_parallel_product(linear, x2, w).reshape(*x.shape[:-1], w.shape[1])
+    y = row_parallel_product(linear, x, w)
     return reference.epilogue(y, bias, residual, str(activation or "none")).astype(out_dtype)
 
 
@@ -327,7 +323,7 @@ def _product(
     out_zero_point=None,
     group_sizes=None,
 ) -> jax.Array:
-    """Check, fold the leading dimensions of x, describe the product as a GemmSpec, run it."""
+    """Check, describe the product as a GemmSpec, run it."""
     n = w.shape[-1]
     bias, residual = _check(
         function, x, w, bias, residual, activation, ragged=group_sizes is not None
@@ -351,9 +347,11 @@ def _product(
         out_dtype=out_dtype,
         group=w.group_size if plain else None,
         ragged=group_sizes is not None,
+        rows=values.ndim - 1,
         out_scale="column" if out_scale is not None and out_scale.ndim else "tensor",
     )
     operands = {
+        "x": values,
         "data": w.data,
         "w_scale": w.scale,
         "column_sums": w.column_sums,
@@ -366,22 +364,19 @@ def _product(
         "out_zero_point": out_zero_point,
         "group_sizes": group_sizes,
     }
-    return _folded(values, operands, spec=spec)
+    return _run(operands, spec=spec)
 
 
 @functools.partial(jax.jit, static_argnames="spec", inline=True)
-def _folded(x, operands, *, spec: GemmSpec):
-    """gemm with the leading dimensions of x, its per-row parameters and residual folded into M."""
-    m, k = math.prod(x.shape[:-1]), x.shape[-1]
-    rows = {
-        name: jnp.broadcast_to(operands[name], (*x.shape[:-1], 1)).reshape(m)
+def _run(operands, *, spec: GemmSpec):
+    """gemm with a parameter for each row of x where there are such."""
+    rows = operands["x"].shape[:-1]
+    by_row = {
+        name: jnp.broadcast_to(operands[name], (*rows, 1))[..., 0]
         for name in ("x_scale", "x_zero_point")
         if getattr(spec, name) == "row"
     }
-    if spec.residual:
-        rows["residual"] = operands["residual"].reshape(m, operands["residual"].shape[-1])
-    out = gemm(spec, **(operands | rows | {"x": x.reshape(m, k)}))
-    return out.reshape(*x.shape[:-1], out.shape[-1])
+    return gemm(spec, **(operands | by_row))
 
 
 def _scheme(function: str, x: QuantizedArray):

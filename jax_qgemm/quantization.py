@@ -1,7 +1,6 @@
 """Choosing scales and zero points; quantize and dequantize."""
 
 import functools
-import math
 import operator
 
 import jax
@@ -104,10 +103,9 @@ def dequantize(q: QuantizedArray | PackedWeight) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="qtype", inline=True)
 def _quantize_rows(x, *, qtype):
-    q, *parameters = primitive.quantize_rows(x.reshape(_rows(x), x.shape[-1]), qtype)
-    by_row = (*x.shape[:-1], 1) if x.ndim > 1 else ()
-    scale, zero_point = [*(p.reshape(by_row) for p in parameters), None][:2]
-    return q.reshape(x.shape), scale, zero_point
+    q, *parameters = primitive.quantize_rows(x, qtype)
+    scale, zero_point = [*(p[..., None] if p.ndim else p for p in parameters), None][:2]
+    return q, scale, zero_point
 
 
 @functools.partial(jax.jit, static_argnames=("qtype", "shared", "symmetric"), inline=True)
@@ -136,8 +134,7 @@ def _quantize_given(x, scale, zero_point, *, qtype):
     if scale.ndim:
         x, scale = undifferentiated("quantize", x, scale)
         return reference.quantize_static(x, scale, zero_point, qtype)
-    rows = x.reshape(_rows(x), x.shape[-1] if x.ndim else 1)
-    return primitive.quantize_static(rows, scale, zero_point, qtype).reshape(x.shape)
+    return primitive.quantize_static(x, scale, zero_point, qtype)
 
 
 def _quantize_static(x, qtype, axes, scale, zero_point, symmetric) -> QuantizedArray:
@@ -176,10 +173,6 @@ def zero_point_or_none(function: str, name: str, zero_point, qtype: str):
     if qtype == "int8" and type(zero_point) is int and zero_point == 0:
         return None
     return errors.zero_point_array(function, name, zero_point, qtype)
-
-
-def _rows(x) -> int:
-    return math.prod(x.shape[:-1])
 
 
 def _canonical_axes(axes, x) -> tuple[int, ...]:

@@ -119,14 +119,14 @@ def quantize_groups(x, qtype: str, group: int, symmetric: bool):
 
 
 def quantize_rows(x, qtype: str):
-    """x [M,K] → parameters chosen for each row: [q int8, scale f32[M]], symmetric, or
-    [q uint8, scale f32[M], zero_point s32[M]], asymmetric."""
+    """x [*rows,K] → parameters chosen for each row: [q int8, scale f32[*rows]], symmetric, or
+    [q uint8, scale f32[*rows], zero_point s32[*rows]], asymmetric."""
     x = x.astype(jnp.float32)
     if qtype == "int8":
-        scale, inverse = symmetric_params(x, (1,), 127)
-        return [quantize_affine(x * inverse, None, "int8"), scale[:, 0]]
-    scale, inverse, zero_point = asymmetric_params(x, (1,), "uint8")
-    return [quantize_affine(x * inverse, zero_point, "uint8"), scale[:, 0], zero_point[:, 0]]
+        scale, inverse = symmetric_params(x, (x.ndim - 1,), 127)
+        return [quantize_affine(x * inverse, None, "int8"), scale[..., 0]]
+    scale, inverse, zero_point = asymmetric_params(x, (x.ndim - 1,), "uint8")
+    return [quantize_affine(x * inverse, zero_point, "uint8"), scale[..., 0], zero_point[..., 0]]
 
 
 # The packed layout: packed[panel][k // s][column][k % s], panels of 64 columns; steps of s = 4

@@ -102,22 +102,22 @@ def pack_row_parallel(
 
 
 def product(linear: Callable, x, w: RowParallelWeight) -> jax.Array:
-    """x (M, K), floats or a QuantizedArray, times w: float32 (M, N), before the epilogue.
+    """x (..., K), floats or a QuantizedArray, times w: float32 (..., N), before the epilogue.
 
-    `linear`: x and a stack of weights → float32 results, for parts that are products of their own.
+    `linear`: x and a weight → their float32 product, for parts that are products of their own.
     """
     parts = w.parts
     if parts.qtype not in reference.QRANGE or parts.weight_only:
-        return linear(_by_parts(x, parts), parts).sum(0)
+        return jax.vmap(linear)(_by_parts(x, parts), parts).sum(0)
     if isinstance(x, QuantizedArray):
         return _integer(linear, x, parts)
     return _quantized(linear)(x, parts)
 
 
 def _by_parts(x, parts: PackedWeight):
-    """(M, K) → (parts, M, K / parts)."""
+    """(..., K) → (parts, ..., K / parts)."""
     count, k, _ = parts.shape
-    return jnp.moveaxis(x.reshape(x.shape[0], count, k), 1, 0)
+    return jnp.moveaxis(x.reshape(*x.shape[:-1], count, k), -2, 0)
 
 
 def _quantized(linear: Callable) -> Callable:
@@ -128,13 +128,13 @@ def _quantized(linear: Callable) -> Callable:
     def run(x, parts):
         (x,) = undifferentiated("dot", x)
         q, scale, zero_point = reference.quantize_rows(x, "uint8")
-        rows = QuantizedArray(q, scale[:, None], zero_point[:, None], "uint8")
+        rows = QuantizedArray(q, scale[..., None], zero_point[..., None], "uint8")
         return _integer(linear, rows, parts)
 
     def run_jvp(primals, tangents):
         x, parts = primals
         real = dataclasses.replace(parts, weight_only=True)
-        tangent = linear(_by_parts(tangents[0], parts), real).sum(0)
+        tangent = jax.vmap(linear)(_by_parts(tangents[0], parts), real).sum(0)
         return run(x, parts), tangent.astype(jnp.float32)
 
     run.defjvp(run_jvp)
@@ -143,7 +143,7 @@ def _quantized(linear: Callable) -> Callable:
 
 def _integer(linear: Callable, x: QuantizedArray, parts: PackedWeight) -> jax.Array:
     values = _by_parts(x.qvalue, parts)
-    k = x.shape[1]
+    k = x.shape[-1]
     if parts.group_size or len(reference.blocks(k, parts.zero_point is not None)) > 1:
         run = jax.vmap(lambda own, part: linear(dataclasses.replace(x, qvalue=own), part))
         return run(values, parts).sum(0)
@@ -154,10 +154,11 @@ def _integer(linear: Callable, x: QuantizedArray, parts: PackedWeight) -> jax.Ar
         w_zero_point=parts.zero_point is not None,
         out_dtype="int32",
         batched=True,
+        rows=x.ndim - 1,
     )
     zero_point = x.zero_point
     if zero_point is not None and zero_point.ndim:
-        zero_point = zero_point[:, 0]
+        zero_point = zero_point[..., 0]
     sums = gemm(
         spec,
         x=values,

@@ -326,6 +326,8 @@ class GemmSpec:
       transposed_k: None, or, of a product by the transpose of the weight, with x [M,N] and the
         result [M,K], K. x stays float, whatever the weights, and nothing follows the product.
       columns: N of all but "int8", of which no scales tell it.
+      rows: dimensions of x before K: M is their product, which is folded when the kernel is
+        called, so that each may be split over devices.
       dynamic: x is float, quantized per row inside; no x_scale, no x_zero_point.
       keeps_x: x is float and stays so, for weights of either kind.
       x_scale, x_zero_point: "none", "tensor" or "row".
@@ -356,6 +358,7 @@ class GemmSpec:
     columns: int | None = None
     blocks: Blocks | None = None
     transposed_k: int | None = None
+    rows: int = 1
 
 
 _dequantize_blocks = jax.jit(blocks.dequantize, static_argnums=(1, 2, 3), inline=True)

@@ -178,7 +178,12 @@ def rows_and_columns(mesh, form):
         return (f(x, one, two, bias) ** 2).sum()
 
     split = jax.device_put(two, NamedSharding(mesh, P("model")))
-    arguments = put(x, mesh, "data"), split_columns(one, mesh), split, bias
+    cube = jnp.stack([x, x], axis=1)
+    arguments = put(cube, mesh, "data"), split_columns(one, mesh), split, bias
+    assert collectives(f, *arguments) == {"all-reduce"}
+    want = f(cube, one, whole, bias)
+    same(jax.jit(f)(*arguments), want, 0 if form in ("int8", "uint8") else 1e-5)
+    arguments = put(x, mesh, "data"), *arguments[1:]
     text = jax.jit(f).lower(*arguments).compile().as_text()
     assert collectives(f, *arguments) == {"all-reduce"}
     big = re.findall(r"= (\w+)\[(?!1,)\d+,256\]\S* all-reduce", text)  # not scales
@@ -295,12 +300,55 @@ def operands_that_are_split_differently(form):
                 same(a, b, 1e-5)
 
 
-@once
-def rows_of_three_dimensions():
-    mesh, w, x = mesh_of(), weight("int8"), array(0, M, 3, K)
-    arguments = put(x, mesh, "data"), split_columns(w, mesh)
-    assert not collectives(jq.dot, *arguments)
-    same(jax.jit(jq.dot)(*arguments), jq.dot(x, w))
+@each(*[(kind, form) for kind in KINDS for form in FORMATS])
+def rows_of_three_dimensions(kind, form):
+    """A batch of sequences, split by either: each device has some of the rows."""
+    mesh, w = mesh_of(KINDS[kind]), weight(form)
+    x, residual, ct = array(0, 8, M, K), array(3, 8, M, N), array(4, 8, M, N)
+
+    def f(x, residual, w):
+        return jq.dot(x, w, residual=residual, activation="silu")
+
+    def back(x, residual, w, ct):
+        return jax.vjp(lambda *own: f(*own, w), x, residual)[1](ct)
+
+    def quantized(x):
+        rows = jq.quantize(x, "uint8", channelwise_axes=[0, 1])
+        return rows, jq.quantize(x, "int8", scale=0.1)
+
+    want, want_back = f(x, residual, w), back(x, residual, w, ct)
+    with jax.set_mesh(mesh):
+        for spec in (("data",), (None, "model"), ("data", "model")):
+            own = put(x, mesh, *spec), put(residual, mesh, *spec), w
+            assert not collectives(f, *own)
+            out = jax.jit(f)(*own)
+            assert out.sharding.is_equivalent_to(NamedSharding(mesh, P(*spec)), 3)
+            same(out, want)
+            assert not collectives(quantized, own[0])
+            got = jax.tree.leaves(jax.jit(quantized)(own[0]))
+            for a, b in zip(got, jax.tree.leaves(quantized(x)), strict=True):
+                same(a, b)
+            ct_ = put(ct, mesh, *spec)
+            assert not collectives(back, *own, ct_)
+            for a, b in zip(jax.jit(back)(*own, ct_), want_back, strict=True):
+                same(a, b, 1e-6)
+        split = put(x, mesh, "data"), put(residual, mesh, "data", None, "model")
+        out = jax.jit(f)(*split, split_columns(w, mesh))
+        assert out.sharding.is_equivalent_to(NamedSharding(mesh, P("data", None, "model")), 3)
+        same(out, want)
+
+
+@each(*KINDS)
+def mapped_rows(kind):
+    """jax.vmap over rows that are split by both dimensions, then."""
+    mesh, w, x = mesh_of(KINDS[kind]), weight("int8"), array(0, 8, M, K)
+    f = jax.vmap(lambda x: jq.dot(x, w), in_axes=1, out_axes=1)
+    with jax.set_mesh(mesh):
+        own = put(x, mesh, "data", "model")
+        assert not collectives(f, own)
+        out = jax.jit(f)(own)
+    assert out.sharding.is_equivalent_to(NamedSharding(mesh, P("data", "model")), 3)
+    same(out, jq.dot(x, w))
 
 
 @once

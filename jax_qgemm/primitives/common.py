@@ -15,7 +15,16 @@ from jax_qgemm.primitives.undifferentiated import refuse_gradient, refuse_series
 
 
 def define(
-    target: str, *, abstract_eval, reference, attributes, batch, operation, split, aliases=None
+    target: str,
+    *,
+    abstract_eval,
+    reference,
+    attributes,
+    batch,
+    operation,
+    split,
+    fold=None,
+    aliases=None,
 ) -> Primitive:
     """A primitive with several results, lowered to the FFI `target` where it is registered.
 
@@ -29,6 +38,8 @@ def define(
       operation: parameters → name of the public function, for messages and composites.
       split: avals, results and parameters → how it is computed in parts (`Split`), and how many
         parts of each factor → the parameters of one part.
+      fold: function of operands and parameters, those and parameters → None, or a function of
+        operands that calls it with fewer dimensions: what the custom call takes.
       aliases: operands by number → results that may share their memory.
     """
     name = target.removesuffix(".v1").replace(".", "_")
@@ -70,20 +81,23 @@ def define(
     if target in native.targets:
         call = jax.ffi.ffi_lowering(target, operand_output_aliases=aliases)
 
-        def by_call(ctx, *operands, **params):
+        def by_call(bind, ctx, *operands, **params):
+            folded = fold and fold(bind, ctx.avals_in, **params)
+            if folded:
+                return mlir.lower_fun(folded, multiple_results=True)(ctx, *operands)
             return call(ctx, *operands, **attributes(**params))
 
         def lower_on_cpu(ctx, *operands, **params):
             if is_named(ctx):
                 return composite(ctx, *operands, **params)
             if not compat.splits_operands(ctx):
-                return by_call(ctx, *operands, **params)
+                return by_call(primitive.bind, ctx, *operands, **params)
             how, localize = split(ctx.avals_in, ctx.avals_out, **params)
             function = partitioned(primitive.bind, how, localize, ctx.avals_in, ctx.avals_out)
             return mlir.lower_fun(function, multiple_results=True)(ctx, *operands)
 
         mlir.register_lowering(primitive, lower_on_cpu, platform="cpu")
-        mlir.register_lowering(inner, by_call, platform="cpu")
+        mlir.register_lowering(inner, functools.partial(by_call, inner.bind), platform="cpu")
         compat.lower_by_devices(primitive)
     batching.primitive_batchers[primitive] = batch
     ad.primitive_jvps[primitive] = lambda primals, tangents, **params: refuse_gradient(
@@ -126,12 +140,6 @@ def to_rows(operand, dim, size: int):
     else:
         operand = jnp.moveaxis(operand, dim, 0)
     return operand.reshape(size * operand.shape[1], *operand.shape[2:])
-
-
-def from_rows(result, size: int, operand, dim):
-    """The inverse of `to_rows`, batch at axis 0; `operand`, `dim`: any that was folded."""
-    rows = operand.shape[1 if dim == 0 else 0]
-    return result.reshape(size, rows, *result.shape[1:])
 
 
 def map_batch(bind, operands, dims):

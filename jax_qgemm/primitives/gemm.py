@@ -1,7 +1,8 @@
-"""gemm: out[M,N] = epilogue(x[M,K] · packed weight). FFI target jax_qgemm.gemm.v1."""
+"""gemm: out[*rows,N] = epilogue(x[*rows,K] · packed weight). FFI target jax_qgemm.gemm.v1."""
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jax_qgemm.types import GemmSpec
 
 
 def gemm(spec: GemmSpec, **operands):
-    """out [M,N]. Operands by name as in `operand_names`; those that `spec` leaves out are None."""
+    """out [*rows,N]. Operands by name as in `operand_names`; None those that `spec` leaves out."""
     return gemm_p.bind(*common.alike([operands[n] for n in operand_names(spec)]), spec=spec)[0]
 
 
@@ -44,9 +45,15 @@ def operand_names(spec: GemmSpec) -> tuple[str, ...]:
 _OF_WEIGHT = ("data", "w_scale", "column_sums", "w_zero_point")
 
 
-def _shapes(spec: GemmSpec, m: int, n: int, k: int):
+def _by_row(spec: GemmSpec) -> set[str]:
+    """The operands that have the rows of x."""
+    parameters = ("x_scale", "x_zero_point")
+    return {"x", "residual", *(name for name in parameters if getattr(spec, name) == "row")}
+
+
+def _shapes(spec: GemmSpec, rows: tuple[int, ...], n: int, k: int):
     """Name → (shape, dtypes) of each operand of a single product with one weight."""
-    rows = {"none": None, "tensor": (), "row": (m,)}
+    of_x = {"none": None, "tensor": (), "row": rows}
     blocks = len(reference.blocks(k, spec.w_zero_point, spec.group))
     columns = (blocks, n) if spec.group else (n,)
     stored = {"int8": "int8"} | dict.fromkeys(reference.FLOAT_WEIGHTS, "uint16")
@@ -57,11 +64,11 @@ def _shapes(spec: GemmSpec, m: int, n: int, k: int):
         ),
         "w_scale": (columns, ("float32",)),
         "column_sums": ((blocks, n), ("int32",)),
-        "x_scale": (rows[spec.x_scale], ("float32",)),
-        "x_zero_point": (rows[spec.x_zero_point], ("int32",)),
+        "x_scale": (of_x[spec.x_scale], ("float32",)),
+        "x_zero_point": (of_x[spec.x_zero_point], ("int32",)),
         "w_zero_point": (columns, ("int32",)),
         "bias": ((n,), ("float32",)),
-        "residual": ((m, n), FLOATS),
+        "residual": ((*rows, n), FLOATS),
         "out_scale": ((n,) if spec.out_scale == "column" else (), ("float32",)),
         "out_zero_point": ((), ("int32",)),
         "group_sizes": ((), ("int32",)),
@@ -71,8 +78,8 @@ def _shapes(spec: GemmSpec, m: int, n: int, k: int):
 def rank(name: str, spec: GemmSpec) -> int:
     """Dimensions of an operand of a single product."""
     if name == "x":
-        return 2
-    return len(_shapes(spec, 1, 1, 1)[name][0])
+        return spec.rows + 1
+    return len(_shapes(spec, (1,) * spec.rows, 1, 1)[name][0])
 
 
 def _abstract_eval(*avals, spec: GemmSpec):
@@ -86,12 +93,12 @@ def _abstract_eval(*avals, spec: GemmSpec):
         if w_scale.ndim - (2 if spec.group else 1) not in (0, size is not None):
             _refuse("w_scale", w_scale, "float32[groups,N]" if spec.group else "float32[N]")
         n = w_scale.shape[-1]
-    m, k = operands["x"].shape[-2:]
+    *rows, k = operands["x"].shape[-rank("x", spec) :]
     if spec.transposed_k is not None:
         if k != n:
-            _refuse("x", operands["x"], f"[M,{n}] for N={n} by the transpose of a weight")
+            _refuse("x", operands["x"], f"[…,{n}] for N={n} by the transpose of a weight")
         k = spec.transposed_k
-    for name, (shape, dtypes) in _shapes(spec, m, n, k).items():
+    for name, (shape, dtypes) in _shapes(spec, tuple(rows), n, k).items():
         found = operands.get(name)
         shapes = (shape,) if size is None else (shape, (size, *(shape or ())))
         if spec.ragged:
@@ -102,8 +109,8 @@ def _abstract_eval(*avals, spec: GemmSpec):
             what = f"{choices(dtypes)}[{dims}] for x {describe(operands['x'])} and N={n}"
             _refuse(name, found, what)
     n = n if spec.transposed_k is None else spec.transposed_k
-    out = (size, m, n) if spec.batched else (m, n)
-    return [ShapedArray(out, np.dtype(spec.out_dtype))]
+    lead = (size,) if spec.batched else ()
+    return [ShapedArray((*lead, *rows, n), np.dtype(spec.out_dtype))]
 
 
 def _refuse(name: str, found, expected: str):
@@ -111,7 +118,33 @@ def _refuse(name: str, found, expected: str):
     raise ValueError(f"gemm: {name} is {describe(found)}, expected {expected}{hint}")
 
 
+def _fold(call, avals, *, spec: GemmSpec):
+    """Rows in one dimension."""
+    if spec.rows == 1:
+        return None
+    names, one = operand_names(spec), dataclasses.replace(spec, rows=1)
+    rows = avals[0].shape[-rank("x", spec) : -1]
+
+    def fold(name, operand):
+        if name not in _by_row(spec):
+            return operand
+        lead = operand.ndim - rank(name, spec)
+        tail = operand.shape[lead + spec.rows :]
+        return operand.reshape(*operand.shape[:lead], math.prod(rows), *tail)
+
+    def run(*operands):
+        folded = [fold(*pair) for pair in zip(names, operands, strict=True)]
+        return [
+            out.reshape(*out.shape[:-2], *rows, out.shape[-1]) for out in call(*folded, spec=one)
+        ]
+
+    return run
+
+
 def _reference(*operands, spec: GemmSpec):
+    folded = _fold(_reference, operands, spec=spec)
+    if folded:
+        return folded(*operands)
     names = operand_names(spec)
 
     def product(*parts):
@@ -164,35 +197,31 @@ def _batch(operands, dims, *, spec: GemmSpec):
     if spec.ragged:
         return common.map_batch(functools.partial(gemm_p.bind, spec=spec), operands, dims)
     names = operand_names(spec)
-    by_row = {"x", "residual"}
-    by_row |= {name for name in ("x_scale", "x_zero_point") if getattr(spec, name) == "row"}
     size = common.batch_size(operands, dims)
     moved = [
         None if d is None else jnp.moveaxis(o, d, 0) for o, d in zip(operands, dims, strict=True)
     ]
+    by_row = _by_row(spec)
     if all(d is None or name in by_row for name, d in zip(names, dims, strict=True)):
-        return _longer_rows(names, operands, moved, by_row, size, spec)
+        return _more_rows(names, operands, moved, size, spec)
     return _more_products(names, operands, moved, size, spec)
 
 
-def _longer_rows(names, operands, moved, by_row, size: int, spec: GemmSpec):
-    """The new dimension, in front of each operand in `moved`, becomes a part of M."""
+def _more_rows(names, operands, moved, size: int, spec: GemmSpec):
+    """The new dimension, in front of each operand in `moved`, becomes one of rows."""
 
-    def fold(name, operand, new):
-        if name not in by_row:
+    def insert(name, operand, new):
+        if name not in _by_row(spec):
             return operand
         if new is None:
             new = jnp.broadcast_to(operand, (size, *operand.shape))
-        row = new.ndim - rank(name, spec)  # the axis of M; behind it K, N or nothing
-        new = jnp.moveaxis(new, 0, row - 1)
-        shape = (*new.shape[: row - 1], size * new.shape[row], *new.shape[row + 1 :])
-        return new.reshape(shape)
+        return jnp.moveaxis(new, 0, new.ndim - 1 - rank(name, spec))  # behind that of a batch
 
-    folded = [fold(*args) for args in zip(names, operands, moved, strict=True)]
-    (out,) = gemm_p.bind(*folded, spec=spec)
-    *lead, _, n = out.shape
-    m = operands[0].shape[-2] if moved[0] is None else moved[0].shape[-2]
-    return [out.reshape(*lead, size, m, n)], [len(lead)]
+    results = gemm_p.bind(
+        *[insert(*args) for args in zip(names, operands, moved, strict=True)],
+        spec=dataclasses.replace(spec, rows=spec.rows + 1),
+    )
+    return results, [int(spec.batched)]
 
 
 def _more_products(names, operands, moved, size: int, spec: GemmSpec):
@@ -229,12 +258,12 @@ def _split(avals, results, *, spec: GemmSpec):
     operands = dict(zip(names, avals, strict=True))
     transposed = spec.transposed_k is not None
     n = operands["x"].shape[-1] if transposed else results[0].shape[-1]
-    m = None if spec.ragged else "m"
+    rows = (None,) if spec.ragged else tuple(f"m{i}" for i in range(spec.rows))
     columns = None if n == 0 or n % reference.PANEL else "n"
-    of_x = {"none": None, "tensor": (), "row": (m,)}
+    of_x = {"none": None, "tensor": (), "row": rows}
     of_columns = (None, columns) if spec.group else (columns,)
     dims = {
-        "x": (m, columns if transposed else None),
+        "x": (*rows, columns if transposed else None),
         "data": (columns,),
         "w_scale": of_columns,
         "column_sums": (None, columns),
@@ -242,7 +271,7 @@ def _split(avals, results, *, spec: GemmSpec):
         "x_zero_point": of_x[spec.x_zero_point],
         "w_zero_point": of_columns,
         "bias": (columns,),
-        "residual": (m, columns),
+        "residual": (*rows, columns),
         "out_scale": (columns,) if spec.out_scale == "column" else (),
         "out_zero_point": (),
         "group_sizes": (),
@@ -252,8 +281,8 @@ def _split(avals, results, *, spec: GemmSpec):
         (lead, *dims[name]) if o.ndim > len(dims[name]) else dims[name]
         for name, o in operands.items()
     )
-    out = (m, None) if transposed else (m, columns)
-    sizes = {"m": operands["x"].shape[-2]}
+    out = (*rows, None if transposed else columns)
+    sizes = dict(zip(rows, operands["x"].shape[-rank("x", spec) : -1], strict=True))
     if columns:
         sizes["n"] = n // reference.PANEL
     if spec.batched:
@@ -277,4 +306,5 @@ gemm_p = common.define(
     batch=_batch,
     operation=operation,
     split=_split,
+    fold=_fold,
 )

@@ -115,14 +115,18 @@ def _spread(name: str, operand, operands, spec: GemmSpec):
     if name == "residual":
         return operand
     if name == "x_scale":
-        return operand[..., None] if spec.x_scale == "row" else operand[..., None, None]
+        return _expand(operand, -1 if spec.x_scale == "row" else -1 - spec.rows, 0)
     if not spec.ragged:
-        return operand[..., None, :]
+        return _expand(operand, -1 - spec.rows, -1)
     ends = jnp.cumsum(jnp.maximum(operands["group_sizes"], 0))
     rows = jnp.arange(operands["x"].shape[0])
     if operand.ndim > rank(name, spec):
         operand = operand[jnp.searchsorted(ends[:-1], rows, side="right")]
     return jnp.where((rows < ends[-1])[:, None], operand, 0)
+
+
+def _expand(operand, first: int, end: int):
+    return jnp.expand_dims(operand, tuple(range(first, end)))
 
 
 def _transpose(cotangents, *operands, spec: GemmSpec):
@@ -134,7 +138,7 @@ def _transpose(cotangents, *operands, spec: GemmSpec):
     x = operands[0].aval
     if type(cotangent) is ad.Zero:
         return [ad.Zero(x)] + [None] * (len(names) - 1)
-    shared = spec.batched and x.ndim == 2
+    shared = spec.batched and x.ndim == rank("x", spec)
     back = dataclasses.replace(
         spec,
         transposed_k=x.shape[-1] if spec.transposed_k is None else None,
