@@ -9,6 +9,7 @@ import sys
 import traceback
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
@@ -452,6 +453,29 @@ def inside_shard_map(form):
     want = jax.vjp(lambda x, b: f(x, leaves, b), x, bias)[1](ct)
     for a, b in zip(got, want, strict=True):
         same(a, b, 1e-6)
+
+
+@once
+def exported_programs():
+    """Operands of exported programs are gathered, but inside a shard_map."""
+    mesh, w, x = mesh_of(), weight("int8"), array(0, M, K)
+    split, fields = split_columns(w, mesh), columns_of(w)
+    leaves = {name: getattr(split, name) for name in fields}
+
+    def local(x, leaves):
+        n = leaves["scale"].shape[0]
+        return jq.dot(x, dataclasses.replace(w, matrix_shape=(K, n), **leaves))
+
+    specs = {"in_specs": (P("data"), fields), "out_specs": P("data", "model")}
+    for f, operand, found in (
+        (jq.dot, split, {"all-gather"}),
+        (jax.shard_map(local, mesh=mesh, **specs), leaves, set()),
+    ):
+        own = put(x, mesh, "data"), operand
+        program = jax.export.export(jax.jit(f), disabled_checks=jq.export_checks())(*own)
+        program = jax.export.deserialize(program.serialize())
+        assert collectives(program.call, *own) == found
+        same(jax.jit(program.call)(*own), jq.dot(x, w))
 
 
 @each(*KINDS)
