@@ -41,6 +41,10 @@ ODD_TOKENS = (
     *(9812, 649, 33777, 47526, 28, 29416, 197, 397, 198, 198, 2241, 5110, 43, 1326, 982, 2853, 30),
 )
 PERPLEXITY = 9.9985
+# Of the logarithm of that perplexity, with quantized activations: the least change of x, which
+# differs between CPUs, makes some of them round the other way, and that goes on from layer to
+# layer. Measured over 13 runs with embeddings changed by 1e-6 of their values.
+DEVIATION = 0.0053
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +80,10 @@ def test_perplexity(models, checkpoint, tokenizer):
     assert abs(kept / exact - 1) < 1e-4  # the dequantized computation
     assert abs(perplexity(models["f32"], tokenizer, jq.KVCache) / exact - 1) < 0.01
     blocks = perplexity(models["file"], tokenizer, llama.FloatKVCache)
-    assert abs(blocks / PERPLEXITY - 1) < 0.01 and 1 < blocks / exact < 1.03
+    # One draw against another, and against what is exact: 3 in 1000 are further apart. 0.0033 is
+    # the loss on a text 70 times as long.
+    assert abs(np.log(blocks / PERPLEXITY)) < 3 * np.sqrt(2) * DEVIATION
+    assert abs(np.log(blocks / exact) - 0.0033) < 3 * DEVIATION
     weight_only = perplexity(checkpoint.model("int8:weight_only"), tokenizer, llama.FloatKVCache)
     assert abs(weight_only / exact - 1) < 0.01
 

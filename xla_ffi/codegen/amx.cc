@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "codegen/families.h"
+#include "codegen/stream.h"
 #include "codegen/tile_cache.h"
 
 namespace qgemm {
@@ -32,7 +33,6 @@ constexpr int kRegisterQuads = 16;
 constexpr int kSumsStride = 4 * int(kPanelColumns);  // bytes
 constexpr int kFewRows = 4;                          // of bytes: AVX-512 VNNI's altogether
 constexpr int kFinishRows = 6;                       // the largest tile of AVX-512
-constexpr int kPrefetchDistance = 4096;              // bytes ahead, as in vnni.cc
 
 // The registers of a tile of `rows`: above 16 it is cut in two, evenly.
 struct Registers {
@@ -235,7 +235,7 @@ class AmxTileEmitter final : public Xbyak::CodeGenerator {
         Multiply(registers_.Sums(row_tile, i), registers_.X(row_tile), registers_.Weights(i));
       }
       for (int quad = 0; key_.streams && quad < kRegisterQuads; ++quad) {
-        prefetchnta(ptr[reg_b + (quad * panel_bytes() + i * kRegisterBytes + kPrefetchDistance)]);
+        FetchStream(*this, reg_b + (quad * panel_bytes() + i * kRegisterBytes));
       }
     }
     for (int row_tile = 0; row_tile < row_tiles; ++row_tile) add(a(row_tile), kRegisterBytes);

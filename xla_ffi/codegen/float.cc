@@ -6,13 +6,13 @@
 
 #include "codegen/families.h"
 #include "codegen/row_emitter.h"
+#include "codegen/stream.h"
 #include "codegen/tile_cache.h"
 #include "codegen/tile_emitter.h"
 
 namespace qgemm {
 namespace {
 
-constexpr int kPrefetchDistance = 4096;  // bytes ahead, as in vnni.cc
 constexpr std::uint32_t kHighHalf = 0xffff0000;
 constexpr float kNibbles[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
@@ -57,7 +57,7 @@ class FloatTileEmitter : public TileEmitter {
 
   void Quad(int step) override {
     for (int line = 0; streams() && line < vectors() * vector_bytes(); line += 64) {
-      prefetchnta(ptr[reg_b + (step * panel_bytes() + line + kPrefetchDistance)]);
+      FetchStream(*this, reg_b + (step * panel_bytes() + line));
     }
     for (int i = 0; i < elements_; ++i) Element(step, i);
   }

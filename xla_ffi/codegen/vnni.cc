@@ -6,15 +6,12 @@
 #include "codegen/encoding.h"
 #include "codegen/families.h"
 #include "codegen/row_emitter.h"
+#include "codegen/stream.h"
 #include "codegen/tile_cache.h"
 #include "codegen/tile_emitter.h"
 
 namespace qgemm {
 namespace {
-
-// Bytes ahead, beyond the page that the hardware's prefetcher is in. Weights that are in a cache
-// are faster without.
-constexpr int kPrefetchDistance = 4096;
 
 class VnniTileEmitter : public TileEmitter {
  protected:
@@ -53,7 +50,7 @@ class VnniTileEmitter : public TileEmitter {
     for (int vector = 0; vector < vectors(); ++vector) {
       const int offset = quad * panel_bytes() + vector * vector_bytes();
       if (rows() > 1) vmovups(Weights(vector), ptr[reg_b + offset]);
-      if (streams() && offset % 64 == 0) prefetchnta(ptr[reg_b + offset + kPrefetchDistance]);
+      if (streams() && offset % 64 == 0) FetchStream(*this, reg_b + offset);
     }
     for (int row = 0; row < rows(); ++row) {
       vpbroadcastd(Broadcast(row), dword[Row(reg_a, reg_a3, row, quad * kQuadBytes)]);

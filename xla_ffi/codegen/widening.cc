@@ -6,13 +6,13 @@
 // columns; its two registers are joined at the end.
 #include "codegen/families.h"
 #include "codegen/row_emitter.h"
+#include "codegen/stream.h"
 #include "codegen/tile_cache.h"
 #include "codegen/tile_emitter.h"
 
 namespace qgemm {
 namespace {
 
-constexpr int kPrefetchDistance = 4096;  // bytes ahead, as in vnni.cc
 
 class WideningTileEmitter : public TileEmitter {
  protected:
@@ -45,7 +45,7 @@ class WideningTileEmitter : public TileEmitter {
         const RegExp weights = reg_b + (offset + half * vector_bytes() / 2);
         vpmovsxbw(Weights(half), wide() ? yword[weights] : xword[weights]);
       }
-      if (streams() && offset % 64 == 0) prefetchnta(ptr[reg_b + offset + kPrefetchDistance]);
+      if (streams() && offset % 64 == 0) FetchStream(*this, reg_b + offset);
       for (int row = 0; row < rows(); ++row) {
         vpbroadcastq(Broadcast(), qword[Row(reg_a, reg_a3, row, quad * kQuadBytes)]);
         vpmaddwd(Product(), Broadcast(), Weights(0));

@@ -23,6 +23,9 @@ struct CpuInfo {
   std::vector<Isa> available;         // ascending, never empty: portable always runs
   // Pairs of 16-bit floats multiplied: beside Isa::kAvx512Vnni, beside Isa::kAmxInt8.
   bool avx512_bf16 = false, amx_bf16 = false, amx_fp16 = false;
+  // What prefetchnta fetches from memory passes the L2 by, as everywhere, but no slower than other
+  // prefetches: see codegen/stream.h.
+  bool streams_past_l2 = false;
   std::string limited_by;  // why something better does not run, else empty
   std::size_t l1d_bytes = 32 << 10;
   std::size_t l2_bytes = 512 << 10;
