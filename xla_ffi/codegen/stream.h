@@ -1,5 +1,5 @@
-// How kernels fetch ahead what comes from memory and is used once. What lies in a cache comes faster
-// without.
+// How kernels fetch ahead what comes from memory and is used once. What lies in a cache comes
+// faster without.
 #pragma once
 
 #include <xbyak/xbyak.h>
@@ -12,8 +12,8 @@ namespace qgemm {
 inline constexpr int kStreamDistance = 4096;  // bytes
 
 // Fetches the line that the loop will reach at `from`. A row of 4096x4096 bytes on two cores, each
-// with the hint that is the better one there: Zen 4 (NTA) 15 % faster than without a fetch, Ice Lake
-// (T0) as fast as the memory is, 22 GB/s, where NTA, which passes its L2 by, leaves 10.
+// with the hint that is the better one there: Zen 4 (NTA) 15 % faster than without a fetch, Ice
+// Lake (T0) as fast as the memory is, 22 GB/s, where NTA, which passes its L2 by, leaves 10.
 inline void FetchStream(Xbyak::CodeGenerator& code, const Xbyak::RegExp& from) {
   const Xbyak::Address line = code.ptr[from + kStreamDistance];
   if (Cpu().streams_past_l2) {

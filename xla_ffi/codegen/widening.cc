@@ -13,7 +13,6 @@
 namespace qgemm {
 namespace {
 
-
 class WideningTileEmitter : public TileEmitter {
  protected:
   WideningTileEmitter(VectorWidth width, const TileKey& key) : TileEmitter(width, key) {
