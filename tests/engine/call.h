@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "gemm/acc16.h"
+#include "gemm/f32_panels.h"
 #include "gemm/gemm.h"
 #include "gemm/names.h"
 #include "pools.h"
@@ -209,7 +210,10 @@ inline bool RunPlan(const PlanKey& key, const Case& c, const Call& call) {
         "x_scale=%d "
         "w_zero=%d bias=%d residual=%d per_column=%d group=%ld keeps_x=%d scale=%d minimum=%d "
         "transposed=%d: %s",
-        IsaName(c.isa), key.acc16 ? " acc16" : "",
+        IsaName(c.isa),
+        key.acc16        ? " acc16"
+        : key.f32_panels ? " f32 panels"
+                         : "",
         c.shape.ragged ? "groups=" : "batch=", long(c.shape.batch), long(c.shape.m),
         long(c.shape.n), long(c.shape.k), c.threads, int(c.spec.x), int(c.spec.w), int(e.out),
         int(e.activation), int(e.x_zero), int(e.x_scale), int(e.w_zero), int(e.bias),
@@ -231,6 +235,9 @@ inline bool Run(const Case& c) {
   bool good = RunPlan(key, c, call);
   key.acc16 = true;
   if (CanSumInInt16(key) && !c.shape.ragged) good = RunPlan(key, c, call) && good;
+  key.acc16 = false;
+  key.f32_panels = true;
+  if (CanWidenPanels(key)) good = RunPlan(key, c, call) && good;
   return good;
 }
 

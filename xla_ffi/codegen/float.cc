@@ -1,7 +1,7 @@
 // The families of float sums: AVX-512, with up to 6 x 64 of them in 24 of 32 registers, and AVX2,
-// with 12 of 16. Weights become f32 as they are loaded, once for all rows of a tile: for any number
-// of rows that is faster than widening a panel of float16 or bfloat16 ahead (Zen 4). x is f32, one
-// element of it is broadcast for all columns.
+// with 12 of 16. Weights become f32 as they are loaded, once for all rows of a tile, or ahead, a
+// panel at a time, where that is faster (gemm/f32_panels.h). x is f32, one element of it is
+// broadcast for all columns.
 #include <cstddef>
 
 #include "codegen/families.h"
@@ -20,28 +20,47 @@ class FloatTileEmitter : public TileEmitter {
  protected:
   FloatTileEmitter(VectorWidth width, const TileKey& key)
       : TileEmitter(width, key),
-        w_(key.w),
-        elements_(int(ElementsOfStep(key.w))),
-        w_zero_(key.epilogue.w_zero) {
-    if (key.from_sums) {
+        w_(key.f32_panel ? WType::kF32 : key.w),
+        elements_(int(ElementsOfStep(w_))),
+        w_zero_(key.epilogue.w_zero && !key.f32_panel) {
+    if (rows() == 0) {
+      Widen(key);
+      return;
+    }
+    if (key.f32_panel && has_partial()) {
+      LoadPartial();
+    } else if (key.from_sums) {
       LoadSums();
     } else {
       StartFromZeroPointTerms();
     }
-    if (w_ == WType::kBf16) LoadConstant(HighHalf(), kHighHalf);
     Begin();
-    if (w_zero_) mov(reg_zeros, ptr[reg_args + offsetof(TileArgs, column_zeros)]);
-    if (w_ == WType::kU4 && wide()) LoadTable(Nibbles(), kNibbles);
-    if (IsBlocks(w_)) {
-      LoopOverGroups(elements_ * kXBytes, [&] { WidenBlockScales(key); }, [] {});
-    } else {
-      LoopOverQuads(elements_ * kXBytes);
-    }
+    LoopOverWeights(key, elements_ * kXBytes);
     End();
   }
 
  private:
   static constexpr int kXBytes = 4;
+
+  // No tile, but the weights themselves: what takes the place of x is where they go.
+  void Widen(const TileKey& key) {
+    mov(reg_a, ptr[reg_args + offsetof(TileArgs, out)]);
+    mov(reg_b, ptr[reg_args + offsetof(TileArgs, b)]);
+    mov(reg_quads, ptr[reg_args + offsetof(TileArgs, quads)]);
+    LoopOverWeights(key, elements_ * panel_bytes());
+    Finish();
+  }
+
+  void LoopOverWeights(const TileKey& key, int a_bytes) {
+    if (w_ == WType::kBf16) LoadConstant(HighHalf(), kHighHalf);
+    if (w_zero_) mov(reg_zeros, ptr[reg_args + offsetof(TileArgs, column_zeros)]);
+    if (w_ == WType::kU4 && wide()) LoadTable(Nibbles(), kNibbles);
+    if (IsBlocks(w_)) {
+      LoopOverGroups(a_bytes, [&] { WidenBlockScales(key); }, [] {});
+    } else {
+      LoopOverQuads(a_bytes);
+    }
+  }
 
   Vec Accumulator(int row, int vector) const override { return V(row * vectors() + vector); }
   Vec Temporary(int i) const override { return V((wide() ? 24 : 12) + i); }
@@ -67,6 +86,14 @@ class FloatTileEmitter : public TileEmitter {
     const auto x = [&](int row) {
       return dword[Row(reg_a, reg_a3, row, (step * elements_ + i) * kXBytes)];
     };
+    if (rows() == 0) {
+      for (int vector = 0; vector < vectors(); ++vector) {
+        LoadWeights(step, i, vector);
+        const int offset = (step * elements_ + i) * panel_bytes() + vector * vector_bytes();
+        vmovups(ptr[reg_a + offset], Weights(vector));
+      }
+      return;
+    }
     if (rows() == 1) {
       vbroadcastss(Broadcast(0), x(0));
       for (int vector = 0; vector < vectors(); ++vector) {

@@ -17,7 +17,8 @@ struct TileKeyHash {
                                std::uint64_t(key.part) << 24 | std::uint64_t(key.streams) << 28 |
                                std::uint64_t(key.from_sums) << 29 | BitsOf(key.epilogue) << 32 |
                                std::uint64_t(key.w) << 54 | std::uint64_t(key.blocks.scale) << 57 |
-                               std::uint64_t(key.blocks.minimum) << 59;
+                               std::uint64_t(key.blocks.minimum) << 59 |
+                               std::uint64_t(key.f32_panel) << 60;
     return std::size_t(bits * 0x9e3779b97f4a7c15ULL);
   }
 };

@@ -82,9 +82,9 @@ void TileEmitter::ZeroPointTerms(bool fresh) {
   }
 }
 
-void TileEmitter::Sums(bool fresh) {
+void TileEmitter::Sums(std::size_t sums, bool fresh) {
   constexpr int kStride = 4 * int(kPanelColumns);
-  mov(reg_a, ptr[reg_args + QGEMM_ARG(sums)]);
+  mov(reg_a, ptr[reg_args + sums]);
   for (int row = 0; row < rows(); ++row) {
     for (int vector = 0; vector < vectors(); ++vector) {
       const Vec sum = Accumulator(row, vector);

@@ -23,6 +23,7 @@ class TileEmitter : public ActivationEmitter {
   int rows() const { return key_.rows; }
   int vectors() const { return vectors_; }  // across the columns of the tile
   bool streams() const { return key_.streams; }
+  bool has_partial() const { return key_.part == KPart::kMiddle || key_.part == KPart::kLast; }
   int panel_bytes() const { return key_.panel_columns * 4; }  // from quad to quad
 
   // The sums of one row and one vector of columns, as int32 or, Epilogue::float_sums, as f32, when
@@ -38,8 +39,10 @@ class TileEmitter : public ActivationEmitter {
   virtual void Quads(int count);
 
   // TileArgs::sums: the accumulators start from them, or they are added to them.
-  void LoadSums() { Sums(true); }
-  void AddSums() { Sums(false); }
+  void LoadSums() { Sums(offsetof(TileArgs, sums), true); }
+  void AddSums() { Sums(offsetof(TileArgs, sums), false); }
+  // The accumulators go on from the sums of the parts of K before.
+  void LoadPartial() { Sums(offsetof(TileArgs, partial), true); }
   // What the zero points add to the sums: the accumulators start from it, or it is added to them.
   void StartFromZeroPointTerms() { ZeroPointTerms(true); }
   void AddZeroPointTerms() { ZeroPointTerms(false); }
@@ -65,12 +68,12 @@ class TileEmitter : public ActivationEmitter {
   // Blocks of more rows than one tile takes have tiles of so many (see EvenSplit): these fetch what
   // comes next.
   bool many_rows() const { return rows() >= 4; }
-  bool adds_partial() const { return key_.part == KPart::kMiddle || key_.part == KPart::kLast; }
+  bool adds_partial() const { return has_partial() && !key_.f32_panel; }
 
   void FetchOutput();
   void Advance(int quads, int a_bytes);
   void LoadRowBases(std::size_t pointer, std::size_t stride);
-  void Sums(bool fresh);
+  void Sums(std::size_t from, bool fresh);
   void ZeroPointTerms(bool fresh);
   void ScaleColumns(int vector);
   void AddResidual();

@@ -47,7 +47,7 @@ std::string Block(const Plan& plan) {
 }  // namespace
 
 CallLine DescribeGemm(const Plan& plan) {
-  const auto& [shape, spec, isa, threads, acc16] = plan.key;
+  const auto& [shape, spec, isa, threads, acc16, f32_panels] = plan.key;
   CallLine line{"gemm", IsaName(isa), "none",      Joined(Name(spec.x), Name(spec.w)),
                 {},     {},           plan.threads};
   if (spec.transposed) line.types += "^T";
@@ -66,7 +66,7 @@ CallLine DescribeGemm(const Plan& plan) {
     line.plan = "tile:" + Dims(tile->rows, tile->columns) + " block:" + Block(plan) +
                 " items:" + std::to_string(plan.items.size()) +
                 " k_blocks:" + std::to_string(plan.k_blocks) + " rows:" + rows +
-                (acc16 ? " sums:int16" : "") +
+                (acc16 ? " sums:int16" : "") + (f32_panels ? " panels:f32" : "") +
                 (plan.parts ? " k_parts:" + std::to_string(plan.parts->k_blocks) : "");
   } else {
     line.plan = "items:0";

@@ -21,7 +21,7 @@ struct Workspace {
   std::unique_ptr<PanelSplitter> splitter;
   Scratch partial, out_tile, residual_tile, columns, column_sums;
   Scratch parts, sums;  // of a product whose K is in parts
-  Scratch transposed;   // a panel
+  Scratch f32_panel;
 };
 
 Workspace& ThreadWorkspace() {
@@ -101,7 +101,7 @@ class BlockRunner {
       args_.out_zero = q.zero;
     }
     args_.a_stride = plan.a_stride;
-    args_.groups = plan.layout.Groups();
+    if (!plan.MakesPanels()) args_.groups = plan.layout.Groups();
     if (args_.groups > 0) args_.group_steps = plan.layout.StepsOfGroup();
   }
   BlockRunner(const BlockRunner&) = delete;
@@ -133,7 +133,7 @@ class BlockRunner {
     part_ = item.part;
     const bool fetch_rows = new_rows || plan_.PreparesPanels();  // whose blocks leave the L2
     next_w_ = fetch_rows ? nullptr : operands_.w + plan_.layout.PanelOffset(next_panel);
-    const std::int64_t of_partial = plan_.transpose != nullptr ? item.rows : family_.max_rows;
+    const std::int64_t of_partial = plan_.MakesPanels() ? item.rows : family_.max_rows;
     partial_ = workspace_.partial.Reserve<float>(std::size_t(of_partial * kPanelColumns));
 
     const std::int64_t out_row = n * out_size_;
@@ -148,13 +148,13 @@ class BlockRunner {
       staged = workspace_.out_tile.Reserve<std::uint8_t>(
           std::size_t(family_.max_rows * args_.out_stride));
     }
-    if (plan_.transpose == nullptr) {
+    if (!plan_.MakesPanels()) {
       const std::int64_t begin = plan_.is_parts ? part_ : 0;
       RunTiles(item, out, staged, begin, plan_.is_parts ? part_ + 1 : plan_.k_blocks, valid);
       return;
     }
     for (std::int64_t block = 0; block < plan_.k_blocks; ++block) {
-      w_ = Transposed(panel, block);
+      w_ = plan_.transpose != nullptr ? Transposed(panel, block) : Widened(panel, block);
       RunTiles(item, out, staged, block, block + 1, valid);
     }
   }
@@ -191,11 +191,38 @@ class BlockRunner {
   const std::int8_t* Transposed(std::int64_t panel, std::int64_t block) {
     const std::int64_t first = block * plan_.k_block;
     const std::int64_t columns = std::min(plan_.k_block, plan_.layout.k - first);
-    auto* to = workspace_.transposed.Reserve<float>(std::size_t(columns * kPanelColumns));
+    auto* to = workspace_.f32_panel.Reserve<float>(std::size_t(columns * kPanelColumns));
     const GemmSpec& spec = plan_.key.spec;
     plan_.transpose({plan_.source, operands_.w, operands_.w_scale, operands_.w_zero,
                      IsBlocks(spec.w) ? 0 : spec.group, first, columns},
                     panel, to);
+    return reinterpret_cast<const std::int8_t*>(to);
+  }
+
+  const std::int8_t* Widened(std::int64_t panel, std::int64_t block) {
+    const PackedLayout& layout = plan_.layout;
+    const std::int64_t first = block * plan_.k_block, elements = ElementsOfStep(layout.w);
+    const std::int64_t length = std::min(plan_.k_block, layout.PaddedK() - first);
+    auto* to = workspace_.f32_panel.Reserve<float>(std::size_t((length + 2) * kPanelColumns));
+    TileArgs args{};
+    args.out = to;
+    args.b = operands_.w + layout.PanelOffset(panel);
+    if (IsBlocks(layout.w)) {
+      args.group_bytes = width_ * layout.GroupBytes();
+      args.b += first / layout.group * args.group_bytes;
+      args.block_scales = reinterpret_cast<const std::uint8_t*>(args.b);
+      args.b += width_ * layout.blocks.Bytes();
+      args.groups = length / layout.group;
+      args.group_steps = layout.StepsOfGroup();
+    } else {
+      args.b += first / elements * width_ * kStepBytes;
+      args.quads = length / elements;
+    }
+    args.column_zeros = columns_.zeros;
+    args.partial = to + length * kPanelColumns;
+    const int index = width_ == kPanelColumns ? 0 : 1;
+    args.key = &plan_.widen_keys[index];
+    plan_.widen[index](&args);
     return reinterpret_cast<const std::int8_t*>(to);
   }
 
@@ -262,7 +289,7 @@ class BlockRunner {
     args.row_scales = prepared.scales(row);
     for (const TileStep& step : steps) {
       // What is kept from block to block is that of all rows.
-      const bool kept = plan_.transpose != nullptr;
+      const bool kept = plan_.MakesPanels();
       args.partial = partial_ + (kept ? row * kPanelColumns + step.column : 0);
       args.out = out + step.column * out_size_;
       args.bias = at(columns_.bias, step.column);
@@ -274,8 +301,8 @@ class BlockRunner {
         const std::int64_t length = plan_.parts ? 0 : std::min(plan_.k_block, rest);
         args.a = prepared.a(row) + first * a_size_;
         args.next = Next(row, rows, first);
-        const std::int64_t elements = ElementsOfStep(plan_.layout.w);
-        const std::int64_t steps_before = plan_.transpose != nullptr ? 0 : first / elements;
+        const std::int64_t elements = kept ? 1 : ElementsOfStep(plan_.layout.w);
+        const std::int64_t steps_before = kept ? 0 : first / elements;
         args.b = w_ + (steps_before * width_ + step.column) * kStepBytes;
         args.quads = length / elements;
         if (args.groups > 0) SetGroups(step.column, row);

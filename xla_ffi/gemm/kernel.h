@@ -15,7 +15,8 @@ namespace qgemm {
 
 inline constexpr int kMostTileRows = 32;  // of any family
 
-// Which part of K a tile sums (layout.h: KBlock). All but the last leave an f32 sum in `partial`.
+// Which part of K a tile sums (layout.h: KBlock). All but the last leave an f32 sum in `partial`,
+// to which the next one adds its own, or, of an f32 panel, from which it goes on.
 enum class KPart : std::uint8_t { kWhole, kFirst, kMiddle, kLast };
 
 // Identifies a micro-kernel: `rows` x `columns` outputs of a panel `panel_columns` wide. Everything
@@ -30,11 +31,16 @@ struct TileKey {
   bool from_sums = false;  // adds to TileArgs::sums
   WType w = WType::kS8;
   BlockForm blocks;
+  // Of float sums: b is f32, [k][panel_columns], made of weights of type w. What makes it, in
+  // TileArgs::out, of b and all that belongs to it (and `partial`, two rows of scratch), is a
+  // kernel of no rows and all columns.
+  bool f32_panel = false;
 
   friend bool operator==(const TileKey& a, const TileKey& b) {
     return a.rows == b.rows && a.columns == b.columns && a.panel_columns == b.panel_columns &&
            a.part == b.part && a.streams == b.streams && a.epilogue == b.epilogue &&
-           a.from_sums == b.from_sums && a.w == b.w && a.blocks == b.blocks;
+           a.from_sums == b.from_sums && a.w == b.w && a.blocks == b.blocks &&
+           a.f32_panel == b.f32_panel;
   }
 };
 

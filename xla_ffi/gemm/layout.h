@@ -43,6 +43,10 @@ constexpr std::int64_t KBlocks(std::int64_t k, bool w_zero, std::int64_t group) 
   return std::max<std::int64_t>(1, CeilDiv(k, KBlock(w_zero, group)));
 }
 
+// Of an f32 panel that is made of packed weights so much is made at a time: it stays in the L2
+// while all rows of a block meet it.
+inline constexpr std::int64_t kF32PanelRows = 1024;
+
 // Groups are whole quads, and their sums fit int32.
 constexpr std::int64_t kGroupUnit = 16, kMaxGroup = 32768;
 constexpr bool IsGroup(std::int64_t group) {

@@ -141,12 +141,15 @@ std::string Name(const Epilogue& epilogue) {
 }
 
 std::string Name(const TileKey& key) {
-  const auto& [rows, columns, panel_columns, part, streams, epilogue, from_sums, w, blocks] = key;
-  std::string name = "tile_" + std::to_string(rows) + "x" + std::to_string(columns);
+  const auto& [rows, columns, panel_columns, part, streams, epilogue, from_sums, w, blocks,
+               f32_panel] = key;
+  std::string name = rows > 0 ? "tile_" + std::to_string(rows) + "x" : "panel_";
+  name += std::to_string(columns);
   if (panel_columns != kPanelColumns) name += "_panel" + std::to_string(panel_columns);
   name += Suffix(part);
   name += streams ? "_streams" : "";
   name += from_sums ? "_from_sums" : "";
+  name += f32_panel ? "_f32_panel" : "";
   if (w != WType::kS8) name += std::string("_") + Name(w);
   if (IsBlocks(w)) name += std::string("_") + Name(blocks);
   return name + "_" + Name(epilogue);

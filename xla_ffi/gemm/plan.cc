@@ -8,6 +8,7 @@
 #include <unordered_map>
 
 #include "gemm/acc16.h"
+#include "gemm/f32_panels.h"
 
 namespace qgemm {
 namespace {
@@ -29,11 +30,12 @@ struct PlanKeyHash {
     std::uint64_t hash = BitsOf(spec.epilogue) | std::uint64_t(spec.x) << 21 |
                          std::uint64_t(key.isa) << 24 | std::uint64_t(key.acc16) << 28 |
                          std::uint64_t(spec.w) << 29 | std::uint64_t(key.threads) << 32;
-    const std::int64_t form = std::int64_t(spec.transposed) << 4 |
+    const std::int64_t form = std::int64_t(key.f32_panels) << 5 |
+                              std::int64_t(spec.transposed) << 4 |
                               std::int64_t(spec.blocks.scale) << 2 | spec.blocks.minimum << 1 |
                               std::int64_t(spec.keeps_x);
     for (const std::int64_t v : {key.shape.m, key.shape.n, key.shape.k,
-                                 key.shape.batch * 2 + key.shape.ragged, spec.group << 5 | form}) {
+                                 key.shape.batch * 2 + key.shape.ragged, spec.group << 6 | form}) {
       hash = (hash ^ std::uint64_t(v)) * 0x9e3779b97f4a7c15ULL;
       hash ^= hash >> 29;
     }
@@ -131,9 +133,16 @@ std::vector<TileStep> MakeSteps(const Plan& plan, int rows, int width) {
     const int columns = std::min(widest, width - column);
     for (const KPart part : PartsInUse(plan.is_parts ? 1 : plan.k_blocks)) {
       const bool from_sums = plan.key.acc16 || plan.parts != nullptr;
-      const TileKey key{rows,      columns,       width,
-                        part,      streams,       plan.epilogue,
-                        from_sums, plan.layout.w, plan.layout.blocks};
+      const TileKey key{rows,
+                        columns,
+                        width,
+                        part,
+                        streams,
+                        plan.epilogue,
+                        from_sums,
+                        plan.layout.w,
+                        plan.layout.blocks,
+                        plan.key.f32_panels};
       step.keys[int(part)] = key;
       step.kernels[int(part)] = plan.family->tile(key);
     }
@@ -148,6 +157,24 @@ void AddSteps(Plan& plan, int rows) {
     const int width = int(plan.layout.PanelWidth(panel));
     auto& steps = plan.steps[rows - 1][width == kPanelColumns ? 0 : 1];
     if (steps.empty()) steps = MakeSteps(plan, rows, width);
+  }
+}
+
+// What makes f32 panels.
+void AddWidening(Plan& plan) {
+  const PackedLayout& layout = plan.layout;
+  for (const std::int64_t panel : {std::int64_t(0), layout.Panels() - 1}) {
+    const int width = int(layout.PanelWidth(panel));
+    TileKey key;
+    key.rows = 0;
+    key.columns = key.panel_columns = width;
+    key.epilogue.w_zero = plan.epilogue.w_zero;
+    key.epilogue.float_sums = true;
+    key.w = layout.w;
+    key.blocks = layout.blocks;
+    const int index = width == kPanelColumns ? 0 : 1;
+    plan.widen_keys[index] = key;
+    plan.widen[index] = plan.family->tile(key);
   }
 }
 
@@ -246,9 +273,13 @@ std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
   epilogue.w_groups = group > 0 && !blocks;
   plan->k_blocks = blocked ? KBlocks(key.shape.k, epilogue.w_zero, group) : 1;
   plan->k_block = plan->k_blocks > 1 ? KBlock(epilogue.w_zero, group) : plan->layout.PaddedK();
-  if (transposed && key.shape.k > kTransposedColumns) {
-    plan->k_blocks = CeilDiv(key.shape.k, kTransposedColumns);
-    plan->k_block = kTransposedColumns;
+  if (transposed && key.shape.k > kF32PanelRows) {
+    plan->k_blocks = CeilDiv(key.shape.k, kF32PanelRows);
+    plan->k_block = kF32PanelRows;
+  }
+  if (key.f32_panels) {
+    plan->k_block = F32PanelBlock(plan->layout);
+    plan->k_blocks = std::max<std::int64_t>(1, CeilDiv(plan->layout.PaddedK(), plan->k_block));
   }
   const bool same_format = pairs ? true
                            : floats
@@ -259,10 +290,11 @@ std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
                        ? key.shape.k * SizeOf(key.spec.x)
                        : CopiedStride(plan->layout.PaddedK() * SizeOf(plan->family->a_format));
   if (key.shape.m == 0 || key.shape.n == 0 || key.shape.batch == 0) return plan;
+  if (key.f32_panels) AddWidening(*plan);
   const std::int64_t cache_bytes =
       plan->PreparesPanels() ? kSharedBlockBytes : std::int64_t(Cpu().l2_bytes / 4);
   std::int64_t row_bytes = plan->a_stride;
-  if (transposed) {
+  if (plan->MakesPanels()) {
     // Of a part; but copies are of whole rows.
     row_bytes = std::max(std::min(plan->k_block * SizeOf(AFormat::kF32), row_bytes),
                          plan->in_place ? 0 : row_bytes / kMostCopies);

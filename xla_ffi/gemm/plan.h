@@ -24,11 +24,12 @@ struct PlanKey {
   GemmSpec spec;
   Isa isa = Isa::kPortable;
   int threads = 1;
-  bool acc16 = false;  // with the second family of the ISA, which CanSumInInt16
+  bool acc16 = false;       // with the second family of the ISA, which CanSumInInt16
+  bool f32_panels = false;  // made ahead of the tiles, which CanWidenPanels
 
   friend bool operator==(const PlanKey& a, const PlanKey& b) {
     return a.shape == b.shape && a.spec == b.spec && a.isa == b.isa && a.threads == b.threads &&
-           a.acc16 == b.acc16;
+           a.acc16 == b.acc16 && a.f32_panels == b.f32_panels;
   }
 };
 
@@ -75,8 +76,15 @@ struct Plan {
   PackedLayout source{};
   TransposeFn transpose = nullptr;
 
+  // With PlanKey::f32_panels: what makes a panel, and the last one.
+  TileKey widen_keys[2]{};
+  TileFn widen[2]{};
+
+  // Whether the tiles meet f32 panels, made a block of K at a time: all rows by one, then by the
+  // next.
+  bool MakesPanels() const { return transpose != nullptr || key.f32_panels; }
   // Whether a panel of weights is prepared before its tiles, which takes as long as some rows.
-  bool PreparesPanels() const { return key.acc16 || transpose != nullptr; }
+  bool PreparesPanels() const { return key.acc16 || MakesPanels(); }
 
   bool in_place = false;      // the kernels read the rows of x where they are
   std::int64_t a_stride = 0;  // bytes between the rows that kernels read

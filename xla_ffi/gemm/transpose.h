@@ -2,7 +2,7 @@
 // are made of the packed weight one at a time, as they are needed.
 //
 // Panel p has columns k = 64 p, ... of the weight's rows, a row of it each column n of the weight:
-// WType::kF32 in layout.h; kTransposedColumns of these at a time. Its values are those that the
+// WType::kF32 in layout.h; kF32PanelRows of these at a time. Its values are those that the
 // weight stands for, rounded to f32 once: f32(q - zero) * scale, fma(q, scale, minimum) of blocks,
 // floats as they are.
 #pragma once
@@ -14,10 +14,6 @@
 #include "gemm/spec.h"
 
 namespace qgemm {
-
-// So many columns of the weight at a time: a part of a panel that stays in the L2 while all rows of
-// a block meet it.
-inline constexpr std::int64_t kTransposedColumns = 1024;
 
 struct TransposeSource {
   PackedLayout layout;

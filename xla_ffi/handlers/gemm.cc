@@ -18,6 +18,7 @@
 #include <string_view>
 
 #include "gemm/acc16.h"
+#include "gemm/f32_panels.h"
 #include "handlers/check.h"
 #include "handlers/dtypes.h"
 #include "handlers/handlers.h"
@@ -194,6 +195,7 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer da
     key.isa = SelectedIsa();
     key.threads = pool.num_threads();
     key.acc16 = ShouldSumInInt16(key, o.w);
+    key.f32_panels = ShouldWidenPanels(key);
     RunGemm(*GetPlan(key), o, pool);
     return ffi::Error::Success();
   });

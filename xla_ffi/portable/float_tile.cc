@@ -34,13 +34,21 @@ float WeightAt(const void* panel, std::int64_t width, std::int64_t k, std::int64
 template <class T, WType kType>
 void RunTile(const TileArgs* args) {
   const TileKey& key = *args->key;
-  float sums[kMostTileRows][kPanelColumns];
-  for (int row = 0; row < key.rows; ++row) std::fill_n(sums[row], key.columns, 0.0F);
+  const bool subtracts = key.epilogue.w_zero && !key.f32_panel;
+  const bool has_partial = key.part == KPart::kMiddle || key.part == KPart::kLast;
+  float sums[kMostTileRows][kPanelColumns] = {};
+  for (int row = 0; key.f32_panel && has_partial && row < key.rows; ++row) {
+    std::copy_n(args->partial + row * kPanelColumns, key.columns, sums[row]);
+  }
   for (std::int64_t k = 0; k < args->quads * ElementsOfStep(kType); ++k) {
     float w[kPanelColumns];
     for (int j = 0; j < key.columns; ++j) {
       w[j] = WeightAt<T, kType>(args->b, key.panel_columns, k, j);
-      if (key.epilogue.w_zero) w[j] -= float(args->column_zeros[j]);  // exact
+      if (subtracts) w[j] -= float(args->column_zeros[j]);  // exact
+    }
+    if (key.rows == 0) {
+      auto* const to = static_cast<float*>(args->out) + k * key.panel_columns;
+      std::copy_n(w, key.columns, to);
     }
     for (int row = 0; row < key.rows; ++row) {
       const auto* a = static_cast<const std::uint8_t*>(args->a) + row * args->a_stride;
@@ -48,13 +56,16 @@ void RunTile(const TileArgs* args) {
       for (int j = 0; j < key.columns; ++j) sums[row][j] = std::fma(x, w[j], sums[row][j]);
     }
   }
+  const bool leaves_partial = key.part == KPart::kFirst || key.part == KPart::kMiddle;
   for (int row = 0; row < key.rows; ++row) {
     float* partial = args->partial + row * kPanelColumns;
     for (int j = 0; j < key.columns; ++j) {
       float y = sums[row][j];
-      if (!IsFloat(kType)) y = y * args->column_scales[j];
-      if (key.part == KPart::kMiddle || key.part == KPart::kLast) y = partial[j] + y;
-      if (key.part == KPart::kFirst || key.part == KPart::kMiddle) {
+      if (key.w == WType::kS8 && (key.epilogue.w_groups || !leaves_partial)) {
+        y = y * args->column_scales[j];
+      }
+      if (has_partial && !key.f32_panel) y = partial[j] + y;
+      if (leaves_partial) {
         partial[j] = y;
       } else {
         Finish(*args, row, j, y);
@@ -72,6 +83,9 @@ void RunBlocks(const TileArgs* args) {
       const BlockOfColumn block(*args, g, j);
       for (std::int64_t k = 0; k < elements; ++k) {
         const float w = std::fma(float(block.At(k)), block.Scale(), block.Minimum());
+        if (key.rows == 0) {
+          static_cast<float*>(args->out)[(g * elements + k) * key.panel_columns + j] = w;
+        }
         for (int row = 0; row < key.rows; ++row) {
           const auto* a = static_cast<const std::uint8_t*>(args->a) + row * args->a_stride;
           sums[row] = std::fma(Load<float>(a, g * elements + k), w, sums[row]);
@@ -85,6 +99,7 @@ void RunBlocks(const TileArgs* args) {
 }  // namespace
 
 TileFn PortableFloatTile(const TileKey& key) {
+  if (key.f32_panel && key.rows > 0) return RunTile<float, WType::kF32>;
   if (IsBlocks(key.w)) return RunBlocks;
   return key.w == WType::kF16    ? RunTile<F16, WType::kF16>
          : key.w == WType::kBf16 ? RunTile<Bf16, WType::kBf16>

@@ -26,6 +26,8 @@ struct CpuInfo {
   // What prefetchnta fetches from memory passes the L2 by, as everywhere, but no slower than other
   // prefetches: see codegen/stream.h.
   bool streams_past_l2 = false;
+  // Numbers become f32 beside multiplications, not in their place: see gemm/f32_panels.cc.
+  bool converts_beside = false;
   std::string limited_by;  // why something better does not run, else empty
   std::size_t l1d_bytes = 32 << 10;
   std::size_t l2_bytes = 512 << 10;
