@@ -28,6 +28,8 @@ struct CpuInfo {
   bool streams_past_l2 = false;
   // Numbers become f32 beside multiplications, not in their place: see gemm/f32_panels.cc.
   bool converts_beside = false;
+  // A core reads its L3 as fast as tiles of few rows take weights (Zen 4: 95 GB/s; Ice Lake: 28).
+  bool fast_l3 = false;
   std::string limited_by;  // why something better does not run, else empty
   std::size_t l1d_bytes = 32 << 10;
   std::size_t l2_bytes = 512 << 10;
