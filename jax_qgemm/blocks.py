@@ -163,6 +163,6 @@ def quantize(kernel, form: Blocks):
     q = jnp.round(t) + (0 if form.minimum else form.offset)
     q = jnp.clip(jnp.where(jnp.isnan(q), 0, q), 0, form.most).astype(jnp.uint8)
     # A group with a NaN or an Inf has NaN for all.
-    finite = jnp.isfinite(low) & jnp.isfinite(high)
+    finite = jnp.isfinite(parts).all(axis=1)  # XLA's extremes may lose a NaN on CPUs
     scale = jnp.where(finite, scale, jnp.asarray(np.nan, dtype))
     return q.reshape(groups * form.group, n)[:k], scale, minimum

@@ -70,6 +70,34 @@ def float_array(function: str, name: str, x):
     return x
 
 
+def flag(function: str, name: str, value, optional: bool = False):
+    """True or False, or, where it is optional, None."""
+    if optional and value is None:
+        return None
+    if not isinstance(value, bool | np.bool_):
+        expected = f"True or False{' or None' if optional else ''}, known at trace time"
+        raise TypeError(f"{function}: {name} must be {expected}, got {_shown(value)}")
+    return bool(value)
+
+
+def _shown(value) -> str:
+    """A value of a wrong type: what it is, of arrays their shapes."""
+    return repr(value) if isinstance(value, str | int | float) else describe(value)
+
+
+def size(function: str, name: str, value, least: int = 0) -> int:
+    """An integer, at least so large."""
+    try:
+        found = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        found = least - 1
+    if found < least:
+        raise ValueError(
+            f"{function}: {name} must be an integer, {least} or more, got {_shown(value)}"
+        )
+    return found
+
+
 def qtype_name(function: str, name: str, qtype, known=tuple(QRANGE)) -> str:
     """One of `known` from a name or a dtype."""
     found = qtype
@@ -138,7 +166,7 @@ def weight_format(function: str, name: str, text) -> WeightFormat:
     rest = more[: len(more) - weight_only]
     if (rest and rest[0].isdecimal()) or (rest and not in_blocks):
         unit = blocks.group_unit(qtype) if in_blocks else GROUP_UNIT
-        value = int(rest[0]) if rest[0].isdecimal() else rest[0]
+        value = int(rest[0]) if rest[0].isdecimal() and len(rest[0]) < 10 else rest[0]
         group = group_size(function, f"{name}'s group", value, unit)
         rest = rest[1:]
     if rest and in_blocks:

@@ -6,6 +6,7 @@ import jax.export
 
 from jax_qgemm import native
 from jax_qgemm.kv_cache import KVCache
+from jax_qgemm.row_parallel import RowParallelWeight
 from jax_qgemm.types import PackedWeight, QuantizedArray
 
 
@@ -32,7 +33,7 @@ def _read(text) -> tuple:
     return tuple(tuple(f) if isinstance(f, list) else f for f in json.loads(bytes(text)))
 
 
-for _type in (QuantizedArray, PackedWeight, KVCache):
+for _type in (QuantizedArray, PackedWeight, RowParallelWeight, KVCache):
     jax.export.register_pytree_node_serialization(
         _type,
         serialized_name=f"jax_qgemm.{_type.__name__}.v1",

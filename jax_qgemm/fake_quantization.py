@@ -47,6 +47,13 @@ def fake_quantize(
     """
     name = "fake_quantize"
     x = errors.float_array(name, "x", x)
+    symmetric = errors.flag(name, "symmetric", symmetric, optional=True)
+    if isinstance(qtype, str):
+        errors.weight_format(name, "qtype", qtype)
+    else:
+        qtype = errors.qtype_name(name, "qtype", qtype)
+    if scale is not None:
+        scale = errors.scale_array(name, "scale", scale)
     frozen = jax.lax.stop_gradient(x)
     if isinstance(qtype, str) and qtype not in reference.QRANGE:
         given = {"group_size": group_size, "scale": scale, "zero_point": zero_point}
@@ -74,10 +81,10 @@ def fake_quantize(
     y = typed(q.dequantize().astype(x.dtype), x)
     if scale is None:
         return _straight_through(x, y)
-    scale = errors.scale_array(name, "scale", scale)
     qmin, qmax = reference.QRANGE[q.qtype]
     zero = 0 if q.zero_point is None else q.zero_point
-    steps = jnp.round(x.astype(jnp.float32) * reference.reciprocal(scale)) + zero
+    steps = jnp.round(x.astype(jnp.float32) * reference.reciprocal(scale))
+    steps += jnp.asarray(zero, jnp.float32)
     inside = jax.lax.stop_gradient((steps >= qmin) & (steps <= qmax))
     return _within_range(x, scale, y, typed(q.qvalue, x).astype(jnp.int32) - zero, inside)
 

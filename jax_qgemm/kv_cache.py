@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_qgemm import compat, errors, reference
 from jax_qgemm.errors import describe
@@ -39,16 +40,11 @@ class KVCache:
     def zeros(cls, batch: int, length: int, heads: int, head_dim: int) -> KVCache:
         """An empty cache of at least `length` positions: a multiple of 64.
 
-        ValueError for sizes that are negative, or a head_dim that is no multiple of 16.
+        ValueError for sizes that are negative, no length, or a head_dim that is no multiple of 16.
         """
         sizes = {"batch": batch, "length": length, "heads": heads, "head_dim": head_dim}
         for name, size in sizes.items():
-            try:
-                good = operator.index(size) >= 0 and not isinstance(size, bool)
-            except TypeError:
-                good = False
-            if not good:
-                raise ValueError(f"KVCache.zeros: {name} must be an integer >= 0, got {size!r}")
+            errors.size("KVCache.zeros", name, size, least=int(name == "length"))
         if head_dim % _UNIT or head_dim == 0:
             raise ValueError(
                 f"KVCache.zeros: head_dim must be a multiple of {_UNIT}, got {head_dim}"
@@ -92,6 +88,8 @@ class KVCache:
         value = errors.float_array(name, "value", value)
         _check_parts(name, self)
         batch, heads, length = self.key_scale.shape
+        if key.ndim == 4 and key.shape[1] > length:
+            raise ValueError(f"{name}: key has {key.shape[1]} positions, the cache {length}")
         expected = batch, key.shape[1] if key.ndim == 4 else "T", heads, self.head_dim
         for what, x in (("key", key), ("value", value)):
             if x.shape != expected:
@@ -148,13 +146,11 @@ def attention(query, cache: KVCache, position, *, scale=None, causal=True, mask=
         raise ValueError(
             f"{name}: query has {query.shape[2]} heads, expected a multiple of the cache's {groups}"
         )
+    if query.shape[1] > length:
+        raise ValueError(f"{name}: query has {query.shape[1]} positions, the cache {length}")
     position = _positions(name, position, batch, length - query.shape[1])
-    if scale is None:
-        scale = dim**-0.5
-    try:
-        scale = float(scale)
-    except (TypeError, ValueError, jax.errors.ConcretizationTypeError) as e:
-        raise TypeError(f"{name}: scale must be a number, got {describe(scale)}") from e
+    scale = _scale(name, dim**-0.5 if scale is None else scale)
+    causal = errors.flag(name, "causal", causal)
     if mask is not None:
         mask = errors.as_array(name, "mask", mask)
         if mask.dtype != bool:
@@ -165,15 +161,30 @@ def attention(query, cache: KVCache, position, *, scale=None, causal=True, mask=
             )
         mask = jnp.pad(mask, ((0, 0), (0, length - mask.shape[1])), constant_values=True)
     parts = cache._parts()
-    return primitive.attention(query, parts, position, mask, scale=scale, causal=bool(causal))
+    return primitive.attention(query, parts, position, mask, scale=scale, causal=causal)
+
+
+def _scale(name: str, scale) -> float:
+    try:
+        if isinstance(scale, str | bytes):
+            raise TypeError
+        value = float(scale)
+    except (TypeError, ValueError, jax.errors.ConcretizationTypeError) as e:
+        raise TypeError(f"{name}: scale must be a number, got {describe(scale)}") from e
+    except OverflowError:
+        value = math.inf
+    if not abs(value) <= reference.FLT_MAX:
+        raise ValueError(f"{name}: scale must be finite in float32, got {value}")
+    return value
 
 
 def _check_parts(name: str, cache: KVCache) -> None:
     """That the parts of a cache fit each other, and the kernels."""
     shape = getattr(cache.key_scale, "shape", ())
-    if len(shape) != 3:
+    if len(shape) != 3 or cache.key is None:
         raise ValueError(
-            f"{name}: cache.key_scale is {describe(cache.key_scale)}, expected float32 [B, G, L]"
+            f"{name}: cache.key_scale is {describe(cache.key_scale)}, expected float32 [B, G, L] "
+            f"beside a key, {describe(cache.key)}"
             "; use a stack of caches by jax.vmap or jax.lax.scan"
         )
     size = shape[2] * cache.head_dim
@@ -184,7 +195,7 @@ def _check_parts(name: str, cache: KVCache) -> None:
         ("value_scale", "float32", shape),
     ):
         part = getattr(cache, what)
-        if part.shape != expected or part.dtype.name != dtype:
+        if getattr(part, "shape", None) != expected or part.dtype.name != dtype:
             raise ValueError(
                 f"{name}: cache.{what} is {describe(part)}, expected {dtype}{list(expected)}"
             )
@@ -208,4 +219,8 @@ def _positions(name: str, position, batch: int, most: int):
             f"{name}: position must be in [0, {most}] for the positions to fit the cache, got "
             f"{values}"
         )
+    if array.dtype.itemsize >= 4:  # beyond int32 is outside the cache, too
+        most = np.iinfo(np.int32).max
+        low = -most if jnp.issubdtype(array.dtype, jnp.signedinteger) else 0
+        array = jnp.clip(array, low, most)
     return array.astype(jnp.int32)

@@ -58,7 +58,9 @@ def dot(
 
     Returns:
       (..., N). A row of x that holds NaN or Inf gives a row of NaN; a row whose values span less
-      than 255 times the smallest normal float32 (3e-36) counts as zeros.
+      than 255 times the smallest normal float32 (3e-36) counts as zeros. Scales come after the
+      sums of what shares them, which overflow for |x| beyond 3e38 / (127 K) where x stays float,
+      beyond 1e35 with weights in blocks.
 
     Raises:
       TypeError: an argument of a wrong type or dtype.
@@ -83,7 +85,7 @@ def ragged_dot(
     Args:
       x: float32, bfloat16 or float16 (M, K), or QuantizedArray (M, K), as in `dot`.
       w: stack of packed weights (G, K, N), `jax.vmap(pack_weight)(kernels)`.
-      group_sizes: int32 [G], rows of each group. Their values are not checked: a negative one
+      group_sizes: integers [G], rows of each group. Their values are not checked: a negative one
         counts as 0, and rows beyond M do not count.
       bias: None, or float32, bfloat16 or float16, [N] or (G, N).
       activation, preferred_element_type: as in `dot`.
@@ -110,8 +112,11 @@ def ragged_dot(
             f"{name}: group_sizes has shape {group_sizes.shape}, expected {w.shape[:1]}, one for "
             f"each weight (w: {describe(w)})"
         )
+    _check(name, x, w, bias, None, activation, ragged=True)
     if w.shape[0] == 0:
         return jnp.zeros((x.shape[0], w.shape[2]), out_dtype)
+    if group_sizes.dtype.itemsize < 4:  # which may not hold M
+        group_sizes = group_sizes.astype(jnp.int32)
     sizes = jnp.clip(group_sizes, 0, x.shape[0]).astype(jnp.int32)
     return _product(name, x, w, bias, None, activation, out_dtype, group_sizes=sizes)
 
@@ -227,6 +232,21 @@ def _linear(function, x, w, bias, residual, *rest) -> jax.Array:
         bias = errors.float_array(function, "bias", bias)
     if residual is not None:
         residual = errors.float_array(function, "residual", residual)
+    n = w.shape[-1]
+    result = (*(batch if own_x else ()), *x.shape[-2:-1], n)
+    for name, array, shapes in (
+        ("bias", bias, ((n,), (*batch, n))),
+        ("residual", residual, (result, (*batch, x.shape[-2], n))),
+    ):
+        if array is not None and array.shape not in shapes:
+            raise ValueError(
+                f"{function}: {name} has shape {array.shape}, expected "
+                f"{errors.choices(map(str, dict.fromkeys(shapes)))} (x: {describe(x)}, w: "
+                f"{describe(w)})"
+            )
+    _check_stack(function, "w", w, batch)
+    if own_x and isinstance(x, QuantizedArray):
+        _check_stack(function, "x", x, batch)
     arguments = [
         _split_x(x, flat) if own_x else (x, None),
         (jax.tree.map(flat, w), 0),
@@ -237,6 +257,16 @@ def _linear(function, x, w, bias, residual, *rest) -> jax.Array:
         lambda *parts: _product(function, *parts, *rest), in_axes=[axes for _, axes in arguments]
     )(*(part for part, _ in arguments))
     return y.reshape(*batch, *y.shape[1:])
+
+
+def _check_stack(function: str, name: str, stack, batch) -> None:
+    """That each part of it, but scalars, has one for each product."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(stack):
+        if leaf.ndim and leaf.shape[: len(batch)] != batch:
+            raise ValueError(
+                f"{function}: {name}{jax.tree_util.keystr(path)} has shape {leaf.shape}, expected "
+                f"{batch} for its first dimensions, those of {describe(stack)}"
+            )
 
 
 def _split_x(x, flat):
@@ -251,7 +281,12 @@ def _split_x(x, flat):
 
 def _row_parallel(function, x, w, bias, residual, activation, out_dtype) -> jax.Array:
     """dot by a weight in parts of K; its epilogue is plain JAX."""
-    check_packed(function, "w", w.parts, stacks=True)
+    check_packed(function, "w.parts", w.parts, stacks=True)
+    if len(w.parts.shape) != 3:
+        raise ValueError(
+            f"{function}: w.parts must be a stack of weights (parts, K / parts, N), got "
+            f"{describe(w.parts)}; make w by pack_row_parallel, use a stack of such by jax.vmap"
+        )
     bias, residual = _check(function, x, w, bias, residual, activation)
     _check_form(function, x, w.parts)
     if isinstance(x, QuantizedArray):

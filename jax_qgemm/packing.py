@@ -13,6 +13,7 @@ from jax_qgemm.errors import describe
 from jax_qgemm.explicit import whole
 from jax_qgemm.primitives import pack as primitive
 from jax_qgemm.primitives.pack_float import pack_float
+from jax_qgemm.primitives.undifferentiated import undifferentiated
 from jax_qgemm.quantization import quantize
 from jax_qgemm.types import PackedWeight, QuantizedArray
 
@@ -82,6 +83,8 @@ def pack_weight(kernel, qtype="int8", *, symmetric=None, clamp=False) -> PackedW
     """
     kernel = errors.float_array("pack_weight", "kernel", kernel)
     qtype, group, weight_only, scales = errors.weight_format("pack_weight", "qtype", qtype)
+    clamp = errors.flag("pack_weight", "clamp", clamp)
+    symmetric = errors.flag("pack_weight", "symmetric", symmetric, optional=True)
     if qtype not in reference.FLOAT_WEIGHTS and clamp:
         raise ValueError(f"pack_weight: clamp is for fp16 and bf16, got qtype {qtype!r}")
     if qtype in reference.FLOAT_WEIGHTS and symmetric is not None:
@@ -92,7 +95,7 @@ def pack_weight(kernel, qtype="int8", *, symmetric=None, clamp=False) -> PackedW
             "jax.vmap for a stack"
         )
     if qtype in reference.FLOAT_WEIGHTS:
-        return _pack_float(kernel, qtype, bool(clamp))
+        return _pack_float(kernel, qtype, clamp)
     if scales is not None:
         minimum = symmetric is not None and not symmetric
         form = blocks.Blocks(blocks.BITS[qtype], group, scales, minimum)
@@ -151,7 +154,8 @@ def pack_blocks(
             )
     if values is not None and values.size and values.max() > form.most:
         raise ValueError(f"{name}: q must be at most {form.most} for {qtype}, got {values.max()}")
-    return _packed_blocks(q, scale, minimum, qtype, form, bool(weight_only))
+    scale, *rest = undifferentiated("pack_blocks", scale, *([] if minimum is None else [minimum]))
+    return _packed_blocks(q, scale, *(rest or [None]), qtype, form, bool(weight_only))
 
 
 def _pack_float(kernel, qtype: str, clamp: bool) -> PackedWeight:
@@ -173,6 +177,7 @@ def _pack_float(kernel, qtype: str, clamp: bool) -> PackedWeight:
 
 @functools.partial(jax.jit, static_argnums=(1, 2), inline=True)
 def _round_and_pack(kernel, qtype: str, most: float | None) -> PackedWeight:
+    (kernel,) = undifferentiated("pack_weight", kernel)
     if most is not None:
         kernel = jnp.clip(kernel, -most, most)
     values = kernel.astype(reference.FLOAT_WEIGHTS[qtype])
@@ -180,15 +185,22 @@ def _round_and_pack(kernel, qtype: str, most: float | None) -> PackedWeight:
     return PackedWeight(data, None, None, None, kernel.shape, qtype, False)
 
 
+_FEWEST_STEPS = 16  # 3 % of error
+
+
 def _pack_blocks(kernel, qtype: str, form: blocks.Blocks, weight_only: bool) -> PackedWeight:
-    kernel = whole(kernel)
+    (kernel,) = undifferentiated("pack_weight", whole(kernel))
     parts = _quantize_blocks(kernel, form)
     if compat.concrete(kernel) is not None:
         low, high = (
             np.asarray(f(kernel.astype(jnp.float32), initial=0)) for f in (jnp.min, jnp.max)
         )
         scales = [np.asarray(p, np.float32) for p in parts[1:] if p is not None]
-        if np.isfinite([low, high]).all() and any(np.isinf(s).any() for s in scales):
+        beyond = any(np.isinf(s).any() for s in scales)
+        # The largest scale of all is too small for its dtype: a few of its steps, or none.
+        steps = float(jnp.finfo(form.scale_dtype).smallest_subnormal)
+        coarse = low < high and np.abs(scales[0]).max(initial=0) < _FEWEST_STEPS * steps
+        if np.isfinite([low, high]).all() and (beyond or coarse):
             raise ValueError(
                 f"pack_weight: values of kernel, from {low:g} to {high:g}, need scales beyond "
                 f'{form.scale_dtype}; choose others, as in "{qtype}:{form.group}:float32"'
@@ -231,6 +243,10 @@ def check_packed(function: str, name: str, w, stacks: bool = False) -> None:
             hint = ""
         raise TypeError(f"{function}: {name} must be a PackedWeight, got {describe(w)}{hint}")
     errors.check_format_version(function, w.format_version)
+    of_bytes = ("scale", "column_sums") if w.qtype in reference.QRANGE else ()
+    for part in ("data", *of_bytes):
+        if getattr(w, part) is None:
+            raise TypeError(f"{function}: {name}.{part} is None; was the packed weight altered?")
     if len(w.shape) != 2 and not stacks:
         raise ValueError(
             f"{function}: {name} is a stack of weights, {describe(w)}; use jax.vmap or "

@@ -61,6 +61,7 @@ def quantize(
     qtype = errors.qtype_name("quantize", "qtype", qtype)
     axes = _canonical_axes(channelwise_axes, x)
     group_size = errors.group_size("quantize", "group_size", group_size)
+    symmetric = errors.flag("quantize", "symmetric", symmetric, optional=True)
     if group_size is not None:
         if axes or scale is not None or zero_point is not None:
             raise ValueError(
@@ -69,7 +70,7 @@ def quantize(
             )
         if x.ndim != 2:
             raise ValueError(f"quantize: group_size takes x of 2 dimensions, got {describe(x)}")
-        symmetric = qtype == "int8" if symmetric is None else bool(symmetric)
+        symmetric = qtype == "int8" if symmetric is None else symmetric
         parts = _quantize_groups(whole(x, [0]), qtype=qtype, group=group_size, symmetric=symmetric)
         return QuantizedArray(*parts, qtype, group_size)
     if scale is not None:

@@ -38,6 +38,12 @@ def rounded(y):
 # Parameters of the quantization
 
 
+def all_finite(x, axes):
+    """Whether all values are, over `axes` (kept as 1). Their extremes do not tell: XLA's maximum
+    over an axis may lose a NaN on CPUs."""
+    return jnp.all(jnp.isfinite(x), axis=axes, keepdims=True)
+
+
 def symmetric_params(x, axes, qmax: int):
     """Scale and its inverse from max|x| over `axes` (kept as 1): `amax / qmax`, `qmax / amax`.
 
@@ -46,7 +52,7 @@ def symmetric_params(x, axes, qmax: int):
     """
     amax = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0)
     amax = jnp.where(amax < qmax * FLT_MIN, np.float32(qmax), amax)
-    steps = jnp.where(amax < np.inf, np.float32(qmax), np.nan)
+    steps = jnp.where(all_finite(x, axes), np.float32(qmax), np.nan)
     return amax / steps, steps / amax
 
 
@@ -58,8 +64,7 @@ def asymmetric_params(x, axes, qtype: str):
     qmin, qmax = QRANGE[qtype]
     low = jnp.min(x, axis=axes, keepdims=True, initial=0)
     high = jnp.max(x, axis=axes, keepdims=True, initial=0)
-    finite = (low > -np.inf) & (high < np.inf)
-    steps = jnp.where(finite, np.float32(qmax - qmin), np.nan)
+    steps = jnp.where(all_finite(x, axes), np.float32(qmax - qmin), np.nan)
     width = high - low
     tiny = width < (qmax - qmin) * FLT_MIN
     low = jnp.where(tiny, 0, low)
@@ -318,7 +323,7 @@ def gemm(
 def epilogue(y, bias, residual, activation: str):
     """What follows the scaled product, float32."""
     if bias is not None:
-        y = rounded(y) + bias
+        y = rounded(y) + jnp.expand_dims(bias, tuple(range(y.ndim - 1)))
     if residual is not None:
         y = y + residual.astype(jnp.float32)
     return y if activation == "none" else ACTIVATIONS[activation](y)

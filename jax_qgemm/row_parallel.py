@@ -80,8 +80,7 @@ def pack_row_parallel(
     if kernel.ndim != 2:
         raise ValueError(f"{name}: kernel must have 2 dimensions (K, N), got {describe(kernel)}")
     k = kernel.shape[0]
-    if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1:
-        raise ValueError(f"{name}: parts must be an integer, 1 or more, got {parts!r}")
+    parts = errors.size(name, "parts", parts, least=1)
     if k % parts or (group and k // parts % group):
         groups = f" into parts of whole groups of {group}" if group else ""
         raise ValueError(f"{name}: parts={parts} does not divide K={k}{groups}")
@@ -109,6 +108,8 @@ def product(linear: Callable, x, w: RowParallelWeight) -> jax.Array:
     parts = w.parts
     if parts.qtype not in reference.QRANGE or parts.weight_only:
         return jax.vmap(linear)(_by_parts(x, parts), parts).sum(0)
+    (scale,) = undifferentiated("dot by the scale of a RowParallelWeight", parts.scale)
+    parts = dataclasses.replace(parts, scale=scale)
     if isinstance(x, QuantizedArray):
         return _integer(linear, x, parts)
     return _quantized(linear)(x, parts)
@@ -170,6 +171,7 @@ def _integer(linear: Callable, x: QuantizedArray, parts: PackedWeight) -> jax.Ar
     )
     sums = sums.sum(0).astype(jnp.float32)
     scale = parts.scale.max(0)  # all parts have the same, each device those of its own
+    scale = jnp.expand_dims(scale, tuple(range(sums.ndim - 1)))
     if x.scale.ndim:
         return reference.rounded(sums * scale) * x.scale
     return sums * (x.scale * scale)

@@ -183,6 +183,30 @@ def test_vmap_over_positions_and_masks(rng):
         )
 
 
+def test_vmap_of_nothing():
+    caches = jax.vmap(lambda i: jq.KVCache.zeros(2, 64, 2, 16))(jnp.arange(3))
+    run = jax.vmap(lambda q, c: jq.attention(q, c, 0))
+    assert run(jnp.zeros((3, 2, 0, 4, 16)), caches).shape == (3, 2, 0, 4, 16)
+    none = jax.tree.map(lambda part: part[:0], caches)
+    assert run(jnp.zeros((0, 2, 1, 4, 16)), none).shape == (0, 2, 1, 4, 16)
+    new = jnp.zeros((0, 2, 1, 2, 16))
+    updated = jax.vmap(lambda c, k: c.update(k, k, 0))(none, new)
+    assert list(map(jnp.shape, jax.tree.leaves(updated))) == list(
+        map(jnp.shape, jax.tree.leaves(none))
+    )
+
+
+def test_positions_that_are_traced_and_outside():
+    """Also beyond int32: left out."""
+    cache, new = jq.KVCache.zeros(1, 64, 1, 16), jnp.ones((1, 2, 1, 16))
+    update = jax.jit(lambda position: cache.update(new, new, position).key_scale)
+    positions = [np.int32(-5), np.int32(64), np.uint32(2**32 - 1)]
+    with jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64():
+        positions += [np.int64(2**32), np.int64(-(2**32))]
+        assert not any(update(position).any() for position in positions)
+        assert update(np.int64(63))[0, 0].tolist() == [0] * 63 + [np.float32(1 / 127)]
+
+
 def test_updates_are_in_place_where_donated():
     cache = jax.block_until_ready(jq.KVCache.zeros(1, 64, 1, 16))
     update = jax.jit(lambda cache, x: cache.update(x, x, 3), donate_argnums=0)
@@ -202,8 +226,9 @@ def test_errors():
     for sizes, message in (
         ((1, 64, 1, 24), "head_dim must be a multiple of 16, got 24"),
         ((1, 64, 1, 0), "head_dim must be a multiple of 16, got 0"),
-        ((-1, 64, 1, 16), "batch must be an integer >= 0, got -1"),
-        ((1, 1.5, 1, 16), "length must be an integer >= 0, got 1.5"),
+        ((-1, 64, 1, 16), "batch must be an integer, 0 or more, got -1"),
+        ((1, 1.5, 1, 16), "length must be an integer, 1 or more, got 1.5"),
+        ((1, 0, 1, 16), "length must be an integer, 1 or more, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             jq.KVCache.zeros(*sizes)
@@ -212,6 +237,7 @@ def test_errors():
         ((new[0], new, 0), ValueError, r"key is float32\[1,2,16\], expected shape \(2, T, 2, 16"),
         ((new, new[:, :, :1], 0), ValueError, r"value is float32\[2,1,1,16\], expected shape"),
         ((new, new.astype(jnp.bfloat16), 0), TypeError, "value must be float32, as key is"),
+        ((jnp.zeros((2, 65, 2, 16)), new, 0), ValueError, "key has 65 positions, the cache 64"),
         ((new, new, 64), ValueError, r"position must be in \[0, 63\] .* got 64"),
         ((new, new, -1), ValueError, r"position must be in \[0, 63\] .* got -1"),
         ((new, new, 0.0), TypeError, "position must be an integer"),
@@ -225,7 +251,12 @@ def test_errors():
         ((query[:1], cache, 0), {}, ValueError, r"query is .* expected shape \(2, T, H, 16\)"),
         ((query[:, :, :3], cache, 0), {}, ValueError, "query has 3 heads, expected a multiple of"),
         ((query, cache, 64), {}, ValueError, r"position must be in \[0, 63\]"),
-        ((query, cache, 0), {"scale": "x"}, TypeError, "scale must be a number"),
+        ((jnp.zeros((2, 65, 4, 16)), cache, 0), {}, ValueError, "query has 65 positions, the cac"),
+        ((query, cache, 0), {"scale": "0.5"}, TypeError, "scale must be a number"),
+        ((query, cache, 0), {"scale": np.nan}, ValueError, "scale must be finite"),
+        ((query, cache, 0), {"scale": 10**400}, ValueError, "scale must be finite"),
+        ((query, cache, 0), {"causal": "no"}, TypeError, "causal must be True or False, known"),
+        ((query, cache, 0), {"causal": np.ones(2)}, TypeError, r"causal .* got float64\[2\]"),
         ((query, cache, 0), {"mask": jnp.ones((2, 64))}, TypeError, "mask must be bool, got"),
         ((query, cache, 0), {"mask": jnp.ones((2, 65), bool)}, ValueError, r"mask is bool\[2,65\]"),
         ((query, cache, 0), {"mask": jnp.ones(64, bool)}, ValueError, r"mask is bool\[64\], exp"),

@@ -209,6 +209,19 @@ def test_zeros_subnormals_and_what_is_not_finite(each_isa):
         np.testing.assert_allclose(got[0, 1], back[:, 1].sum(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("form", ["int4", "int8_blocks"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_scales_too_small_for_their_dtype(form, symmetric, rng):
+    """All of them: one group of small values beside others is as exact as these are."""
+    kernel = rng.standard_normal((64, 16)).astype(np.float32) * np.float32(1e-7)
+    with pytest.raises(ValueError, match=f'scales beyond float16; .* "{form}:32:float32"'):
+        jq.pack_weight(kernel, form, symmetric=symmetric)
+    back = jq.pack_weight(kernel, f"{form}:32:float32", symmetric=symmetric).dequantize()
+    assert np.abs(back - kernel).max() < 0.2 * np.abs(kernel).max()
+    kernel[32:] = 1
+    jq.pack_weight(kernel, form, symmetric=symmetric)
+
+
 @pytest.mark.parametrize("form", ["int4:32:bf16", "int8_blocks:16:weight_only"])
 def test_under_transformations(form, rng, each_isa):
     kernels = jnp.asarray(rng.standard_normal((3, 37, 21)), jnp.float32)

@@ -241,6 +241,55 @@ def test_scales_can_be_learned(rng):
     close(pullback(ct)[0], want, 1e-5)
 
 
+@pytest.mark.parametrize("form", ["int8:weight_only", "uint8:weight_only"])
+def test_scales_of_gradients(form, rng):
+    """Gradients through gradients in x: of one weight, of a stack with x of its own or one for
+    all, and of groups of rows."""
+
+    def compare(w, x, dot, plain):
+        unscaled = dataclasses.replace(w, scale=jnp.ones_like(w.scale))
+        values = type(w).dequantize if len(w.shape) == 2 else jax.vmap(type(w).dequantize)
+        q = values(unscaled)
+
+        def penalty(product):
+            of_x = jax.grad(lambda x, s: (product(x, s) ** 3).sum())
+            return jax.grad(lambda s: (of_x(x, s) ** 2).sum())
+
+        got = penalty(lambda x, s: dot(x, dataclasses.replace(w, scale=s)))(w.scale)
+        close(got, penalty(lambda x, s: plain(x, q * s[..., None, :]))(w.scale), 1e-5)
+        mixed = jax.jacfwd(jax.grad(lambda x, s: (plain(x, q * s[..., None, :]) ** 2).sum()), 1)
+        own = jax.jacfwd(
+            jax.grad(lambda x, s: (dot(x, dataclasses.replace(w, scale=s)) ** 2).sum()), 1
+        )
+        close(own(x, w.scale), mixed(x, w.scale), 1e-5)
+
+    compare(weight(rng, form), array(rng, M, K), jq.dot, jnp.matmul)
+    stack = weight(rng, form, (3, K, N))
+    compare(stack, array(rng, 3, M, K), jq.dot, jnp.matmul)
+    compare(stack, array(rng, M, K), jq.dot, jnp.matmul)
+    sizes, groups = jnp.array([2, 0, 3]), np.array([0, 0, 2, 2, 2])
+
+    def by_group(x, w):
+        rows = jnp.einsum("mk,mkn->mn", x[:5], w[groups])
+        return jnp.concatenate([rows, jnp.zeros((M - 5, N))])
+
+    compare(stack, array(rng, M, K), lambda x, w: jq.ragged_dot(x, w, sizes), by_group)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_packing_has_no_gradient(form, rng):
+    x = array(rng, M, K)
+    with pytest.raises(NotImplementedError, match="not differentiable; .* jax_qgemm.fake_quantize"):
+        jax.grad(lambda kernel: jq.dot(x, jq.pack_weight(kernel, form)).sum())(array(rng, K, N))
+
+
+def test_packing_blocks_has_no_gradient(rng):
+    q, scale = jnp.ones((K, N), jnp.uint8), jnp.ones((2, N))
+    for of in (lambda s: jq.pack_blocks(q, s), lambda s: jq.pack_blocks(q, scale, s)):
+        with pytest.raises(NotImplementedError, match="pack_blocks: not differentiable"):
+            jax.grad(lambda s, of=of: of(s).dequantize().sum())(scale)
+
+
 def test_loops(rng):
     """scan, while_loop, cond, remat with policies, custom_vjp around."""
     w = weight(rng, "int8", (N, N))
@@ -299,11 +348,6 @@ def test_what_is_refused(rng):
             r"not in w_scale .*groups",
             lambda s: jq.dot(x, dataclasses.replace(grouped, scale=s)),
             grouped.scale,
-        ),
-        (
-            "w_scale in groups or through a gradient in x",
-            lambda s: jax.grad(lambda x: jq.dot(x, dataclasses.replace(w, scale=s)).sum())(x),
-            w.scale,
         ),
         (
             "its result is of int8; jax_qgemm.dot has floats",

@@ -103,14 +103,41 @@ def test_stacked_weights(small, xq):
             jq.dot(jnp.ones(shape), stack)
     with refuses(ValueError, "dot: w has K=768 but x has 5 in its last dimension"):
         jq.dot(jnp.ones((2, 8, 5)), stack)
-    with refuses(ValueError, "dot: bias has shape (4,), expected (3,)"):
-        jq.dot(X, stack, bias=jnp.ones((2, 4)))
-    with refuses(ValueError, "dot: residual has shape (7, 3), expected (8, 3)"):
+    for shape in [(2, 4), (4,), (1, 3)]:
+        with refuses(ValueError, f"dot: bias has shape {shape}, expected (3,) or (2, 3) (x: float"):
+            jq.dot(X, stack, bias=jnp.ones(shape))
+    with refuses(ValueError, "dot: residual has shape (2, 7, 3), expected (8, 3) or (2, 8, 3)"):
         jq.dot(X, stack, residual=jnp.ones((2, 7, 3)))
+    with refuses(ValueError, "dot: w.scale has shape (3,), expected (2,) for its first dim"):
+        jq.dot(X, dataclasses.replace(stack, scale=small.scale))
+    rows = jnp.zeros((2, 8, 768), jnp.int8)
+    with refuses(ValueError, "dot: x.scale has shape (1, 8, 1), expected (2,) for its first dim"):
+        jq.dot(jq.QuantizedArray(rows, jnp.ones((1, 8, 1)), None, "int8"), stack)
     with refuses(
         ValueError, "quantized_linear: out_scale has shape (1, 3), expected (), (3,) or (1"
     ):
         jq.quantized_linear(xq, stack, out_scale=jnp.ones((1, 3)))
+
+
+def test_altered_weights(small):
+    for part in ("data", "scale", "column_sums"):
+        with refuses(TypeError, f"dot: w.{part} is None; was the packed weight altered?"):
+            jq.dot(X, dataclasses.replace(small, **{part: None}))
+
+
+@pytest.mark.parametrize("value", ["no", 1, np.array([True, False])])
+def test_flags(value):
+    kernel, wanted = np.ones((64, 8), np.float32), "must be True or False"
+    for name, call in {
+        "quantize: symmetric": lambda v: jq.quantize(kernel, "int8", symmetric=v),
+        "fake_quantize: symmetric": lambda v: jq.fake_quantize(kernel, "int8", symmetric=v),
+        "pack_weight: symmetric": lambda v: jq.pack_weight(kernel, symmetric=v),
+        "pack_weight: clamp": lambda v: jq.pack_weight(kernel, "fp16", clamp=v),
+    }.items():
+        with refuses(TypeError, f"{name} {wanted}"):
+            call(value)
+        with refuses(TypeError, f"{name} {wanted}"):
+            jax.jit(call)(True)
 
 
 def test_x_of_a_wrong_kind(small):

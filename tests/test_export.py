@@ -61,6 +61,13 @@ np.save(folder + "/y.npy", y)
     assert np.array_equal(np.load(tmp_path / "y.npy"), layer(x, w, bias))
 
 
+def test_weights_in_parts_of_k(rng):
+    w = jq.pack_row_parallel(rng.standard_normal((K, N)).astype(np.float32), parts=2)
+    x = rows(rng, 5)
+    again = export.deserialize(exported(jq.dot, x, w).serialize())
+    assert np.array_equal(again.call(x, w), jq.dot(x, w))
+
+
 def test_symbolic_batch(rng):
     w, bias = weight(rng, "int8"), jnp.ones(N)
     b, t = export.symbolic_shape("b, t")

@@ -137,6 +137,14 @@ def test_trained_layers_are_served_by_int8(rng):
     np.testing.assert_allclose(served, trained, rtol=1e-4, atol=1e-4)
 
 
+def test_strict_promotion(rng):
+    x = jnp.asarray(rng.standard_normal((5, 33)), jnp.float32)
+    more = dict(scale=jnp.full((1, 33), 0.1), zero_point=3, channelwise_axes=[1])
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        strict = jq.fake_quantize(x, "uint8", **more)
+    assert np.array_equal(strict, jq.fake_quantize(x, "uint8", **more))
+
+
 def test_errors():
     x = jnp.ones((32, 3))
     for error, message, arguments in [

@@ -70,6 +70,13 @@ def test_gguf_errors(rng):
         formats_gguf.packed_weight(tensor_of("Q5_0", t.data, 512, 37))
     with pytest.raises(TypeError, match="is of type ndarray, known"):
         formats_gguf.packed_weight(np.ones((4, 4)))
+    for kind in ("Q8_0", "Q4_K", "F16"):
+        for shape in ([544, 37], [1024, 37], [512, 36]):
+            wrong = tensor(kind, rng)
+            wrong.shape = np.asarray(shape)
+            message = f"'t' of {kind} has {wrong.data.nbytes} bytes, expected {shape[1]} rows of K="
+            with pytest.raises(ValueError, match=message):
+                formats_gguf.packed_weight(wrong)
     t.shape = np.asarray([512])
     with pytest.raises(ValueError, match="'t' must be a matrix, got 1 dim"):
         formats_gguf.packed_weight(t)
@@ -129,6 +136,9 @@ def test_gptq_errors(rng):
         ((q, zeros, scales[:, :8]), {}, ValueError, r"expected \(groups, 32\) with a number of"),
         ((q, zeros, scales, np.arange(k) % 2), {}, ValueError, "act-order"),
         ((q, zeros, scales), {"bits": 3}, ValueError, "bits must be 4 or 8, got 3"),
+        ((q, zeros, scales), {"bits": 4.0}, ValueError, "bits must be 4 or 8, got 4.0"),
+        ((q, zeros, scales[0, 0]), {}, ValueError, r"scales have shape \(\) and zero points"),
+        ((q, zeros[:0], scales[:0]), {}, ValueError, "expected .* a number of groups"),
     ):
         with pytest.raises(error, match=message):
             gptq.packed_weight(*args, **more)

@@ -195,3 +195,24 @@ def test_dequantize(rng, assert_same):
         assert_same(jax.jit(jq.dequantize)(q), np.asarray(q.dequantize()))
     w = jq.pack_weight(x, "uint8")
     assert np.array_equal(w.dequantize(), jq.dequantize(jq.unpack(w)))
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (70, 50), (256, 512), (300, 1)])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_shows(shape, value):
+    """In all that shares a scale with it, wherever it is, and nowhere else."""
+    for row in (0, 3, shape[0] - 1):
+        x = np.ones(shape, np.float32)
+        x[row, 0] = value
+        for qtype in ("int8", "uint8"):
+            assert np.isnan(jq.quantize(x, qtype).scale)
+            columns = np.isnan(jq.quantize(x, qtype, channelwise_axes=[1]).scale[0])
+            assert columns[0] and not columns[1:].any()
+            rows = np.isnan(jq.quantize(x, qtype, channelwise_axes=[0]).scale[:, 0])
+            assert rows[row] and rows.sum() == 1
+            groups = np.isnan(jq.quantize(x, qtype, group_size=32).scale)
+            assert groups[row // 32, 0] and groups.sum() == 1
+        for form in ("int8", "uint8", "int8:32", "int4", "int4:64:bf16", "int8_blocks"):
+            values = np.asarray(jq.pack_weight(x, form).dequantize())
+            assert np.isnan(values[row, 0]), form
+            assert np.isfinite(values[:, 1:]).all(), form

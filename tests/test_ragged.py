@@ -123,6 +123,14 @@ def test_vmap_and_no_groups(rng):
     assert jq.ragged_dot(x[0, :0], w, sizes[0]).shape == (0, 30)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32"])
+def test_sizes_of_any_integers(dtype, rng):
+    """Also of such that do not hold M."""
+    w, x = make(rng, 3, 20, 30), jnp.asarray(rng.standard_normal((300, 20)), jnp.float32)
+    sizes = np.array([100, 90, 110])
+    assert np.array_equal(jq.ragged_dot(x, w, sizes.astype(dtype)), jq.ragged_dot(x, w, sizes))
+
+
 def test_errors(rng):
     w, x = make(rng, 2, 20, 30), jnp.ones((10, 20))
     sizes = jnp.asarray([3, 4])
@@ -139,3 +147,6 @@ def test_errors(rng):
             jq.ragged_dot(*arguments)
     with pytest.raises(ValueError, match=re.escape("bias has shape (3,), expected (30,) or (2, 3")):
         jq.ragged_dot(x, w, sizes, bias=jnp.ones(3))
+    with pytest.raises(ValueError, match="ragged_dot: activation must be one of"):
+        none = jax.tree.map(lambda a: a[:0], w)
+        jq.ragged_dot(x, none, jnp.zeros(0, int), activation="nope")

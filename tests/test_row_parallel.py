@@ -1,5 +1,6 @@
 """Weights in parts of K: the same as whole ones."""
 
+import dataclasses
 import re
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import jax_qgemm as jq
+from jax_qgemm.row_parallel import RowParallelWeight
 
 FORMATS = ["int8", "uint8", "int8:16", "int8:weight_only", "fp16", "bf16", "int4", "int8_blocks:16"]
 K, N = 128, 70
@@ -79,6 +81,27 @@ def test_long_sums(rng):
     np.testing.assert_allclose(jq.dot(x, split), jq.dot(x, whole), rtol=1e-4, atol=1e-2)
 
 
+@pytest.mark.parametrize("form", ["int8", "int8:16", "uint8"])
+def test_scales_have_no_gradient(form, rng):
+    w, x = jq.pack_row_parallel(array(rng, K, N), form, parts=2), array(rng, 3, K)
+
+    def f(x, scale):
+        parts = dataclasses.replace(w.parts, scale=scale)
+        return jq.dot(x, dataclasses.replace(w, parts=parts)).sum()
+
+    assert jax.grad(f)(x, w.parts.scale).any()
+    for rows in (x, jq.quantize(x, "uint8")):
+        with pytest.raises(NotImplementedError, match="scale of a RowParallelWeight: not diff"):
+            jax.grad(lambda s, rows=rows: f(rows, s))(w.parts.scale)
+
+
+def test_strict_promotion(rng):
+    w, x = jq.pack_row_parallel(array(rng, K, N), parts=2), array(rng, 3, K)
+    want = jq.dot(x, w, bias=jnp.ones(N))
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        assert np.array_equal(jq.dot(x, w, bias=jnp.ones(N)), want)
+
+
 def test_errors(rng):
     kernel, x = array(rng, K, N), array(rng, 3, K)
     for error, message, call in [
@@ -91,6 +114,11 @@ def test_errors(rng):
             ValueError,
             "parts=8 does not divide K=128 into parts of whole groups of 32",
             lambda: jq.pack_row_parallel(kernel, "int4", parts=8),
+        ),
+        (
+            ValueError,
+            "dot: w.parts must be a stack of weights (parts, K / parts, N), got PackedWeight int8[",
+            lambda: jq.dot(x, RowParallelWeight(jq.pack_weight(kernel))),
         ),
         (ValueError, "parts must be an integer", lambda: jq.pack_row_parallel(kernel, parts=2.0)),
         (ValueError, "2 dimensions (K, N)", lambda: jq.pack_row_parallel(kernel[0], parts=2)),

@@ -55,6 +55,8 @@ class QDense(nn.Module):
     def __call__(self, inputs: jax.Array, *, activation: str | None = None) -> jax.Array:
         """inputs @ kernel + bias, then `activation` as in `jax_qgemm.dot`, fused."""
         inputs = errors.as_array("QDense", "inputs", inputs)
+        if inputs.ndim == 0:
+            raise ValueError(f"QDense: inputs must be (..., K), got {errors.describe(inputs)}")
         kernel, param_dtype = self._kernel(inputs.shape[-1])
         bias = None
         if self.use_bias:

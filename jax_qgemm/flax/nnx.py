@@ -76,6 +76,8 @@ class QLinear(nnx.Module):
         bias_init: nnx.Initializer = _BIAS_INIT,
         rngs: nnx.Rngs,
     ):
+        in_features = errors.size("QLinear", "in_features", in_features)
+        out_features = errors.size("QLinear", "out_features", out_features)
         kernel = kernel_init(rngs.params(), (in_features, out_features), param_dtype)
         packed, sharding = _pack(kernel, qtype)
         self.data = QuantizedParam(packed.data, **sharding.metadata(packed.data))
@@ -236,6 +238,8 @@ def quantize_(
             "use QLinear.from_linear(model)"
         )
     config = str(errors.weight_format("quantize_", "config", config))
+    if filter_fn is not None and not callable(filter_fn):
+        raise TypeError(f"quantize_: filter_fn must be a function or None, got {filter_fn!r}")
     before = tree_bytes(nnx.state(model))
     decisions = _decide(model, filter_fn)
     advance = _progress(before, len(decisions))

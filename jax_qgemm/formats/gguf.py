@@ -35,7 +35,7 @@ def packed_weight(*tensors, weight_only: bool = False) -> PackedWeight:
         )
         raise ValueError(f"packed_weight: tensors must be of one type and K, got {found or 'none'}")
     kind, n = kinds[0], sum(int(t.shape[1]) for t in tensors)
-    data = np.concatenate([np.asarray(t.data).reshape(int(t.shape[1]), -1) for t in tensors])
+    data = np.concatenate([_rows(tensor, kind) for tensor in tensors])
     if kind in _FLOATS:
         short, dtype = _FLOATS[kind]
         return pack_weight(data.view(dtype).T, short)
@@ -57,6 +57,24 @@ def _checked(tensor) -> str:
             f"packed_weight: tensor {name!r} must be a matrix, got {len(tensor.shape)} dimensions"
         )
     return kind
+
+
+def _rows(tensor, kind: str) -> np.ndarray:
+    """Its data, a row of bytes or floats for each column of the weight."""
+    k, n = map(int, tensor.shape)
+    if kind in _FLOATS:
+        block, row_bytes = 1, 2 * k
+    else:
+        _, block_bytes, *_, group = _READERS[kind]
+        block = _BLOCKS.get(kind, group)
+        row_bytes = k // block * block_bytes
+    data = np.asarray(tensor.data)
+    if k % block or data.nbytes != n * row_bytes:
+        raise ValueError(
+            f"packed_weight: tensor {tensor.name!r} of {kind} has {data.nbytes} bytes, expected "
+            f"{n} rows of K={k} in blocks of {block}"
+        )
+    return data.reshape(n, -1)
 
 
 def _float16(blocks, at: int):
@@ -112,4 +130,5 @@ _READERS = {  # function, bytes of a block, and what it becomes
     "Q8_0": (_q8_0, 34, "int8_blocks", 32),
     "Q6_K": (_q6_k, 210, "int8_blocks", 16),
 }
+_BLOCKS = {"Q4_K": 256, "Q6_K": 256}  # elements of one, where a group is less
 _FLOATS = {"F16": ("fp16", np.dtype(np.float16)), "BF16": ("bf16", np.dtype(jnp.bfloat16))}

@@ -6,7 +6,7 @@ is `scale * (q - zero_point)`. They differ in which axis the words run along, an
 
 import numpy as np
 
-from jax_qgemm import errors
+from jax_qgemm import blocks, compat, errors
 from jax_qgemm.packing import pack_blocks
 from jax_qgemm.types import PackedWeight
 
@@ -34,7 +34,9 @@ def packed_weight(
     """
     words, zeros = _words("qweight", qweight, bits), _words("qzeros", qzeros, bits)
     q = np.moveaxis(words, -1, 1).reshape(-1, words.shape[1])
-    zeros = zeros.reshape(zeros.shape[0], -1).astype(np.int32) + bool(zeros_less_one)
+    zeros = zeros.reshape(zeros.shape[0], zeros.shape[1] * zeros.shape[2]).astype(np.int32) + bool(
+        zeros_less_one
+    )
     return _packed(q, zeros, scales, g_idx, bits, weight_only)
 
 
@@ -52,17 +54,17 @@ def awq_packed_weight(qweight, qzeros, scales, *, weight_only=False) -> PackedWe
     """
     back = np.argsort(_AWQ_ORDER)
     q, zeros = (
-        _words(name, part, 4)[..., back].reshape(len(part), -1)
-        for name, part in (("qweight", qweight), ("qzeros", qzeros))
+        words[..., back].reshape(words.shape[0], words.shape[1] * words.shape[2])
+        for words in (_words("qweight", qweight, 4), _words("qzeros", qzeros, 4))
     )
     return _packed(q, zeros, scales, None, 4, weight_only)
 
 
 def _words(name: str, array, bits: int) -> np.ndarray:
     """uint8 [..., 32 / bits] of int32 words, the lowest bits first."""
-    if bits not in (4, 8):
+    if isinstance(bits, float) or bits not in (4, 8):
         raise ValueError(f"packed_weight: bits must be 4 or 8, got {bits!r}")
-    array = np.asarray(array)
+    array = _known(name, array)
     if array.dtype != np.int32 or array.ndim != 2:
         raise TypeError(
             f"packed_weight: {name} must be int32 of 2 dimensions, got {errors.describe(array)}"
@@ -73,15 +75,29 @@ def _words(name: str, array, bits: int) -> np.ndarray:
     return np.stack([bytes_ & 15, bytes_ >> 4], axis=-1).reshape(*array.shape, 8)
 
 
+def _known(name: str, array) -> np.ndarray:
+    values = compat.concrete(array)
+    if values is None:
+        raise TypeError(f"packed_weight: {name} must be known, got a tracer: call it outside jit")
+    return values
+
+
 def _packed(q, zeros, scales, g_idx, bits: int, weight_only: bool) -> PackedWeight:
-    scales = np.asarray(errors.float_array("packed_weight", "scales", scales))
-    (k, n), groups = q.shape, len(scales)
+    scales = _known("scales", errors.float_array("packed_weight", "scales", scales))
+    (k, n), groups = q.shape, scales.shape[0] if scales.ndim else 0
     if zeros.shape != (groups, n) or scales.shape != (groups, n) or not groups or k % groups:
         raise ValueError(
             f"packed_weight: scales have shape {scales.shape} and zero points {zeros.shape}, "
             f"expected (groups, {n}) with a number of groups that divides K, {k}"
         )
+    qtype = "int4" if bits == 4 else "int8_blocks"
     group = k // groups
+    if not 0 < group <= errors.MAX_GROUP or group % blocks.group_unit(qtype):
+        unit = blocks.group_unit(qtype)
+        raise ValueError(
+            f"packed_weight: {groups} groups of K={k} have {group} rows, expected a multiple of "
+            f"{unit} up to {errors.MAX_GROUP}"
+        )
     if g_idx is not None and not np.array_equal(g_idx, np.arange(k) // group):
         raise ValueError(
             "packed_weight: g_idx is not of groups of consecutive rows: act-order (desc_act) is "
@@ -92,5 +108,4 @@ def _packed(q, zeros, scales, g_idx, bits: int, weight_only: bool) -> PackedWeig
     if (zeros != middle).any():
         scales = scales.astype(np.float32)
         minimum = -(scales * zeros.astype(np.float32))  # exact
-    qtype = "int4" if bits == 4 else "int8_blocks"
     return pack_blocks(q, scales, minimum, qtype=qtype, group_size=group, weight_only=weight_only)

@@ -31,8 +31,8 @@ def _attention_reference(query, *operands, scale: float, causal: bool, has_mask:
 
 
 def _folded(operands, dims, ranks):
-    """Operands whose new dimension, in front, is a part of the batch; a position of rank 0 that
-    all share stays one."""
+    """Operands whose new dimension, in front, is a part of the batch, and the sizes of both; a
+    position of rank 0 that all share stays one."""
     size = common.batch_size(operands, dims)
     batch = next(
         o.shape[0 if d is None else int(d == 0)]
@@ -49,20 +49,23 @@ def _folded(operands, dims, ranks):
             folded.append(jnp.repeat(alone, batch))
             continue
         folded.append(common.to_rows(operand, dim, size))
-    return folded, size
+    return folded, (size, batch)
 
 
 def _batch_attention(operands, dims, **params):
     ranks = (4, 3, 3, 3, 3, 0, 2)[: len(operands)]
-    folded, size = _folded(operands, dims, ranks)
-    (out,) = attention_p.bind(*folded, **params)
-    return [out.reshape(size, -1, *out.shape[1:])], [0]
+    folded, sizes = _folded(operands, dims, ranks)
+    return _unfolded(attention_p.bind(*folded, **params), sizes)
 
 
 def _batch_update(operands, dims):
-    folded, size = _folded(operands, dims, (4, 4, 0, 3, 3, 3, 3))
-    results = update_kv_cache_p.bind(*folded)
-    return [r.reshape(size, r.shape[0] // max(size, 1), *r.shape[1:]) for r in results], [0] * 4
+    folded, sizes = _folded(operands, dims, (4, 4, 0, 3, 3, 3, 3))
+    return _unfolded(update_kv_cache_p.bind(*folded), sizes)
+
+
+def _unfolded(results, sizes: tuple[int, int]):
+    """The batch in two dimensions again."""
+    return [r.reshape(*sizes, *r.shape[1:]) for r in results], [0] * len(results)
 
 
 # By the batch and the heads of the cache, each with its group of queries.

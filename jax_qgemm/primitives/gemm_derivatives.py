@@ -62,12 +62,11 @@ def _check(moving, operands, spec: GemmSpec):
     if spec.out_dtype not in FLOATS:
         _refuse(spec, f"its result is of {spec.out_dtype}; jax_qgemm.dot has floats")
     smooth = {"x", "bias", "residual", "x_scale"}
-    if not (spec.group or spec.transposed_k is not None):
+    if not spec.group:
         smooth.add("w_scale")
     for name in moving:
         if name not in smooth:
-            scale = name == "w_scale" and "in groups or through a gradient in x, "
-            _refuse(spec, f"not in {name}{f' {scale}' if scale else ''}")
+            _refuse(spec, f"not in {name}{' in groups' if name == 'w_scale' else ''}")
 
 
 def _refuse(spec: GemmSpec, why: str):
@@ -103,6 +102,8 @@ def _term(name: str, tangent, operands, spec: GemmSpec):
     """What the tangent of one operand adds to that of the result before the activation."""
     if name == "x":
         return _of_x(tangent, operands, spec, "float32")
+    if name == "w_scale" and spec.transposed_k is not None:
+        return gemm(_bare(spec), **(operands | {name: tangent}))  # linear in it
     spread = _spread(name, tangent, operands, spec).astype(jnp.float32)
     if name in ("bias", "residual"):
         return spread
@@ -118,11 +119,17 @@ def _spread(name: str, operand, operands, spec: GemmSpec):
         return _expand(operand, -1 if spec.x_scale == "row" else -1 - spec.rows, 0)
     if not spec.ragged:
         return _expand(operand, -1 - spec.rows, -1)
+    groups, of_any = _groups_of_rows(operands)
+    if operand.ndim > rank(name, spec):
+        operand = operand[groups]
+    return jnp.where(of_any[:, None], operand, 0)
+
+
+def _groups_of_rows(operands):
+    """Of each row of a ragged product its group, and whether it has one; else it is the last."""
     ends = jnp.cumsum(jnp.maximum(operands["group_sizes"], 0))
     rows = jnp.arange(operands["x"].shape[0])
-    if operand.ndim > rank(name, spec):
-        operand = operand[jnp.searchsorted(ends[:-1], rows, side="right")]
-    return jnp.where((rows < ends[-1])[:, None], operand, 0)
+    return jnp.searchsorted(ends[:-1], rows, side="right"), rows < ends[-1]
 
 
 def _expand(operand, first: int, end: int):
@@ -133,6 +140,8 @@ def _transpose(cotangents, *operands, spec: GemmSpec):
     (cotangent,) = cotangents
     names = operand_names(spec)
     linear = [n for n, o in zip(names, operands, strict=True) if ad.is_undefined_primal(o)]
+    if linear == ["w_scale"] and spec.transposed_k is not None and spec == _linear_part(spec):
+        return _transpose_in_scale(cotangent, dict(zip(names, operands, strict=True)), spec)
     if linear != ["x"] or not spec.keeps_x or spec != _linear_part(spec):
         _refuse(spec, f"it is not linear in {', '.join(linear)}")
     x = operands[0].aval
@@ -149,6 +158,25 @@ def _transpose(cotangents, *operands, spec: GemmSpec):
     if shared:
         out = out.sum(axis=0).astype(x.dtype)
     return [typed(out, x)] + [None] * (len(names) - 1)
+
+
+def _transpose_in_scale(cotangent, operands, spec: GemmSpec):
+    """Of x · (q · scale)ᵀ, linear in the scale of each column of q: the sum over rows of
+    x * (cotangent · q)."""
+    aval = operands["w_scale"].aval
+    if type(cotangent) is ad.Zero:
+        return [ad.Zero(aval) if name == "w_scale" else None for name in operands]
+    forward = dataclasses.replace(spec, transposed_k=None, out_dtype="float32")
+    parts = {"x": cotangent, "w_scale": jnp.ones(aval.shape, aval.dtype)}
+    terms = gemm(forward, **(operands | parts)) * operands["x"].astype(jnp.float32)
+    if spec.ragged:
+        groups, of_any = _groups_of_rows(operands)
+        terms = jnp.where(of_any[:, None], terms, 0)
+        out = jax.ops.segment_sum(terms, groups, aval.shape[0], indices_are_sorted=True)
+    else:
+        out = terms.sum(tuple(range(-1 - spec.rows, -1)))
+        out = out.sum(tuple(range(out.ndim - aval.ndim)))
+    return [typed(out, aval) if name == "w_scale" else None for name in operands]
 
 
 def _linear_part(spec: GemmSpec) -> GemmSpec:

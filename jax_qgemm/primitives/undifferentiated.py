@@ -7,9 +7,12 @@ from jax.interpreters import ad, batching, mlir
 
 def refuse_gradient(operation: str):
     """The JVP rule of what has 8-bit results. JAX calls it only where a tangent is not zero."""
+    hint = ""
+    if not operation.startswith(("attention", "KVCache")):
+        hint = ", or jax_qgemm.fake_quantize to train through quantization"
     raise NotImplementedError(
-        f"jax_qgemm.{operation}: not differentiable; use jax.lax.stop_gradient on its arguments, "
-        "or jax_qgemm.fake_quantize to train through quantization"
+        f"jax_qgemm.{operation}: not differentiable; use jax.lax.stop_gradient on its arguments"
+        f"{hint}"
     )
 
 
