@@ -185,7 +185,13 @@ def _round_and_pack(kernel, qtype: str, most: float | None) -> PackedWeight:
     return PackedWeight(data, None, None, None, kernel.shape, qtype, False)
 
 
-_FEWEST_STEPS = 16  # 3 % of error
+def _are_coarse(scale, kernel, amax: float, form: blocks.Blocks) -> bool:
+    """Whether the largest scale of all is a few steps of its dtype, or none, and matters."""
+    least = 16 * float(jnp.finfo(form.scale_dtype).smallest_subnormal)  # 3 % of error
+    if np.abs(scale).max(initial=0) >= least:
+        return False
+    exact = _quantize_blocks(kernel, form._replace(scale_dtype="float32"))[1]
+    return bool(np.abs(exact).max(initial=0) * form.most > amax / 64)
 
 
 def _pack_blocks(kernel, qtype: str, form: blocks.Blocks, weight_only: bool) -> PackedWeight:
@@ -197,9 +203,7 @@ def _pack_blocks(kernel, qtype: str, form: blocks.Blocks, weight_only: bool) -> 
         )
         scales = [np.asarray(p, np.float32) for p in parts[1:] if p is not None]
         beyond = any(np.isinf(s).any() for s in scales)
-        # The largest scale of all is too small for its dtype: a few of its steps, or none.
-        steps = float(jnp.finfo(form.scale_dtype).smallest_subnormal)
-        coarse = low < high and np.abs(scales[0]).max(initial=0) < _FEWEST_STEPS * steps
+        coarse = _are_coarse(scales[0], kernel, max(-low, high), form)
         if np.isfinite([low, high]).all() and (beyond or coarse):
             raise ValueError(
                 f"pack_weight: values of kernel, from {low:g} to {high:g}, need scales beyond "
