@@ -1,5 +1,6 @@
 """`python -m jax_qgemm.info`: versions, CPU and what runs on it, as a bug report needs."""
 
+import argparse
 import os
 import platform
 from importlib import metadata
@@ -52,4 +53,5 @@ def _environment() -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser("python -m jax_qgemm.info", description=__doc__).parse_args()
     print(report())

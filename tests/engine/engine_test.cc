@@ -48,12 +48,13 @@ bool NamesDiffer() {
   };
   vary([](TileKey& key, int v) { key.epilogue.out = OutType(v); }, {0, 1, 2, 3, 4, 5});
   const std::vector<TileKey> outs = keys;
-  vary([](TileKey& key, int v) { key.rows = v; }, {1, 16});
+  vary([](TileKey& key, int v) { key.rows = v; }, {0, 1, 16});
   vary([](TileKey& key, int v) { key.columns = v; }, {8, 64});
   vary([](TileKey& key, int v) { key.panel_columns = v; }, {16, 64});
   vary([](TileKey& key, int v) { key.part = KPart(v); }, {0, 1, 2, 3});
   vary([](TileKey& key, int v) { key.streams = v; }, {0, 1});
   vary([](TileKey& key, int v) { key.from_sums = v; }, {0, 1});
+  vary([](TileKey& key, int v) { key.f32_panel = v; }, {0, 1});
   vary([](TileKey& key, int v) { key.w = WType(v); }, {0, 1, 2, 3, 4, 5});
   const auto none = [](const TileKey& key) { return !IsBlocks(key.w); };
   std::vector<TileKey> blocks = keys;
