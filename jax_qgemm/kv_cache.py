@@ -219,7 +219,7 @@ def _positions(name: str, position, batch: int, most: int):
             f"{name}: position must be in [0, {most}] for the positions to fit the cache, got "
             f"{values}"
         )
-    if array.dtype.itemsize >= 4:  # beyond int32 is outside the cache, too
+    if array.dtype != jnp.int32 and array.dtype.itemsize >= 4:  # beyond int32 is outside, too
         most = np.iinfo(np.int32).max
         low = -most if jnp.issubdtype(array.dtype, jnp.signedinteger) else 0
         array = jnp.clip(array, low, most)
