@@ -232,8 +232,8 @@ class BlockRunner {
     set_up_rows_ = rows;
   }
 
-  // Blocks of K that have sums of their own; parts have none and need none.
-  std::int64_t Sums() const { return plan_.is_parts ? 1 : plan_.k_blocks; }
+  // Blocks of K that have sums of their own; parts and those of f32 panels have none and need none.
+  std::int64_t Sums() const { return plan_.is_parts || plan_.MakesPanels() ? 1 : plan_.k_blocks; }
 
   // An int32 result takes K in one piece; the packed sums may be in several.
   void SumColumnBlocks() {
