@@ -70,6 +70,15 @@ def float_array(function: str, name: str, x):
     return x
 
 
+def saturated_int32(array):
+    """Integers as int32: those beyond it become its ends, where a cast would let them wrap."""
+    if array.dtype != jnp.int32 and array.dtype.itemsize >= 4:
+        most = np.iinfo(np.int32).max
+        low = -most if jnp.issubdtype(array.dtype, jnp.signedinteger) else 0
+        array = jnp.clip(array, low, most)
+    return array.astype(jnp.int32)
+
+
 def flag(function: str, name: str, value, optional: bool = False):
     """True or False, or, where it is optional, None."""
     if optional and value is None:
@@ -215,11 +224,8 @@ def zero_point_array(function: str, name: str, zero_point, qtype: str):
         raise TypeError(f"{function}: {name} must be an integer, got {describe(array)}")
     values = compat.concrete(zero_point)
     if values is None:
-        if array.dtype.itemsize < 4:
-            array = array.astype(jnp.int32)
-        signed = jnp.issubdtype(array.dtype, jnp.signedinteger)
-        array = jnp.clip(array, low if signed else 0, high)
-    elif (bad := values[(values < low) | (values > high)]).size:
+        return jnp.clip(saturated_int32(array), low, high)
+    if (bad := values[(values < low) | (values > high)]).size:
         raise ValueError(f"{outside}{bad.flat[0]}")
     return array.astype(jnp.int32)
 

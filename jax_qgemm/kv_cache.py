@@ -7,7 +7,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jax_qgemm import compat, errors, reference
 from jax_qgemm.errors import describe
@@ -219,8 +218,4 @@ def _positions(name: str, position, batch: int, most: int):
             f"{name}: position must be in [0, {most}] for the positions to fit the cache, got "
             f"{values}"
         )
-    if array.dtype != jnp.int32 and array.dtype.itemsize >= 4:  # beyond int32 is outside, too
-        most = np.iinfo(np.int32).max
-        low = -most if jnp.issubdtype(array.dtype, jnp.signedinteger) else 0
-        array = jnp.clip(array, low, most)
-    return array.astype(jnp.int32)
+    return errors.saturated_int32(array)

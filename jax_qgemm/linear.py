@@ -115,9 +115,7 @@ def ragged_dot(
     _check(name, x, w, bias, None, activation, ragged=True)
     if w.shape[0] == 0:
         return jnp.zeros((x.shape[0], w.shape[2]), out_dtype)
-    if group_sizes.dtype.itemsize < 4:  # which may not hold M
-        group_sizes = group_sizes.astype(jnp.int32)
-    sizes = jnp.clip(group_sizes, 0, x.shape[0]).astype(jnp.int32)
+    sizes = jnp.clip(errors.saturated_int32(group_sizes), 0, x.shape[0])
     return _product(name, x, w, bias, None, activation, out_dtype, group_sizes=sizes)
 
 

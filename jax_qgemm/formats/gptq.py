@@ -34,9 +34,7 @@ def packed_weight(
     """
     words, zeros = _words("qweight", qweight, bits), _words("qzeros", qzeros, bits)
     q = np.moveaxis(words, -1, 1).reshape(-1, words.shape[1])
-    zeros = zeros.reshape(zeros.shape[0], zeros.shape[1] * zeros.shape[2]).astype(np.int32) + bool(
-        zeros_less_one
-    )
+    zeros = _by_columns(zeros).astype(np.int32) + bool(zeros_less_one)
     return _packed(q, zeros, scales, g_idx, bits, weight_only)
 
 
@@ -54,8 +52,8 @@ def awq_packed_weight(qweight, qzeros, scales, *, weight_only=False) -> PackedWe
     """
     back = np.argsort(_AWQ_ORDER)
     q, zeros = (
-        words[..., back].reshape(words.shape[0], words.shape[1] * words.shape[2])
-        for words in (_words("qweight", qweight, 4), _words("qzeros", qzeros, 4))
+        _by_columns(_words(name, part, 4)[..., back])
+        for name, part in (("qweight", qweight), ("qzeros", qzeros))
     )
     return _packed(q, zeros, scales, None, 4, weight_only)
 
@@ -73,6 +71,12 @@ def _words(name: str, array, bits: int) -> np.ndarray:
     if bits == 8:
         return bytes_
     return np.stack([bytes_ & 15, bytes_ >> 4], axis=-1).reshape(*array.shape, 8)
+
+
+def _by_columns(words: np.ndarray) -> np.ndarray:
+    """Words along N: [rows, words, of one] → [rows, N]; rows may be none."""
+    rows, count, of_one = words.shape
+    return words.reshape(rows, count * of_one)
 
 
 def _known(name: str, array) -> np.ndarray:
