@@ -154,7 +154,7 @@ def _integer(linear: Callable, x: QuantizedArray, parts: PackedWeight) -> jax.Ar
         x_zero_point="none" if x.zero_point is None else "row" if x.zero_point.ndim else "tensor",
         w_zero_point=parts.zero_point is not None,
         out_dtype="int32",
-        batched=True,
+        batched=1,
         rows=x.ndim - 1,
     )
     zero_point = x.zero_point

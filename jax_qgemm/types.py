@@ -335,8 +335,9 @@ class GemmSpec:
       activation: "none", or a key of `reference.ACTIVATIONS`.
       out_dtype: "float32", "bfloat16", "float16", "int8", "uint8" or "int32" (the raw sums).
       out_scale: of an 8-bit result: one per "tensor" or "column".
-      batched: several products in one call: the result has a leading dimension for them, and so
-        may each operand.
+      batched: dimensions of a batch of products in one call: the result has them in front, and an
+        operand has all, of size 1 where products share it, or none. They are folded when the
+        kernel is called, too.
       ragged: groups of rows of x have a weight each, whose operands have a leading dimension.
       group: so many elements of K share a scale (and zero point) of w; None: all of them.
     """
@@ -351,7 +352,7 @@ class GemmSpec:
     out_dtype: str = "float32"
     out_scale: str = "tensor"
     group: int | None = None
-    batched: bool = False
+    batched: int = 0
     ragged: bool = False
     keeps_x: bool = False
     weights: str = "int8"

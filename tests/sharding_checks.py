@@ -392,6 +392,66 @@ def stacks_and_experts():
     same(jax.jit(jq.ragged_dot)(rows, experts, sizes), jq.ragged_dot(rows, w, sizes))
 
 
+@each(*[(kind, form) for kind in KINDS for form in FORMATS])
+def stacks_of_stacks(kind, form):
+    """Nested vmap, of products with weights of their own that are split by either dimension of
+    the stack; gradients, too. Of a weight that one dimension shares, sums are exchanged alone."""
+    mesh, outer, inner = mesh_of(KINDS[kind]), 8, 4
+    w = jax.vmap(jax.vmap(lambda k: jq.pack_weight(k, form)))(array(1, outer, inner, K, 128))
+    x, shared = array(0, outer, inner, M, K), array(3, outer, M, K)
+    ct = array(4, outer, inner, M, 128)
+    own_x = jax.vmap(jax.vmap(lambda x, w: jq.dot(x, w, activation="silu")))
+    shared_x = jax.vmap(jax.vmap(jq.dot, (None, 0)))
+
+    def back(f):
+        return lambda x, w, ct: jax.vjp(lambda x: f(x, w), x)[1](ct)[0]
+
+    want = own_x(x, w), back(own_x)(x, w, ct), shared_x(shared, w), back(shared_x)(shared, w, ct)
+    with jax.set_mesh(mesh):
+        for spec in (("data",), (None, "model"), ("data", "model")):
+            w_ = jax.tree.map(lambda leaf, spec=spec: put(leaf, mesh, *spec), w)
+            x_, ct_ = put(x, mesh, *spec), put(ct, mesh, *spec)
+            shared_ = put(shared, mesh, *spec[:1])
+            for f, x__, exact, gradient in (
+                (own_x, x_, *want[:2]),
+                (shared_x, shared_, *want[2:]),
+            ):
+                assert not collectives(f, x__, w_), (spec, collectives(f, x__, w_))
+                out = jax.jit(f)(x__, w_)
+                assert out.sharding.is_equivalent_to(NamedSharding(mesh, P(*spec)), 4)
+                same(out, exact)
+                sums = {"all-reduce"} if f is shared_x and "model" in spec else set()
+                assert collectives(back(f), x__, w_, ct_) == sums
+                same(jax.jit(back(f))(x__, w_, ct_), gradient, 1e-6)
+
+
+@each(*KINDS)
+def mapped_caches(kind):
+    """Attention over a batch of batches of caches that are split by either and by heads."""
+    mesh, outer, inner = mesh_of(KINDS[kind]), 8, 4
+    keys, query = array(0, outer, inner, 6, 2, 32), array(1, outer, inner, 1, 4, 32)
+    position = jnp.arange(outer, dtype=jnp.int32)
+
+    def step(query, cache, keys, position):
+        cache = cache.update(keys, keys, position)
+        return jq.attention(query, cache, position + 5), cache
+
+    f = jax.vmap(step)
+    cache = jax.vmap(lambda _: jq.KVCache.zeros(inner, 64, 2, 32))(position)
+    want = jax.tree.leaves(f(query, cache, keys, position))
+    with jax.set_mesh(mesh):
+        for a, b, g in (("data", None, None), (None, "data", "model"), ("data", "model", None)):
+            own = (
+                put(query, mesh, a, b, None, g),
+                jax.tree.map(lambda leaf, spec=(a, b, g): put(leaf, mesh, *spec), cache),
+                put(keys, mesh, a, b, None, g),
+                put(position, mesh, a),
+            )
+            assert not collectives(f, *own)
+            for got, expected in zip(jax.tree.leaves(jax.jit(f)(*own)), want, strict=True):
+                same(got, expected)
+
+
 @once
 def packing_by_columns():
     mesh, kernel = mesh_of(), array(1, K, N)

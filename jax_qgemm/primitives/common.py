@@ -133,15 +133,6 @@ def alike(operands):
     ]
 
 
-def to_rows(operand, dim, size: int):
-    """A batched (or, dim None, repeated) operand with its batch folded into the leading axis."""
-    if dim is None:
-        operand = jnp.broadcast_to(operand, (size, *operand.shape))
-    else:
-        operand = jnp.moveaxis(operand, dim, 0)
-    return operand.reshape(size * operand.shape[1], *operand.shape[2:])
-
-
 def map_batch(bind, operands, dims):
     """One call per batch element, for batches that cannot be folded: (results, dims)."""
     moved = [

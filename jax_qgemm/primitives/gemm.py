@@ -11,7 +11,7 @@ import numpy as np
 from jax_qgemm import reference
 from jax_qgemm.compat import ShapedArray
 from jax_qgemm.errors import FLOATS, choices, describe
-from jax_qgemm.primitives import common
+from jax_qgemm.primitives import batches, common
 from jax_qgemm.primitives.partitioning import Split
 from jax_qgemm.types import GemmSpec
 
@@ -84,13 +84,11 @@ def rank(name: str, spec: GemmSpec) -> int:
 
 def _abstract_eval(*avals, spec: GemmSpec):
     operands = dict(zip(operand_names(spec), avals, strict=True))
-    size = operands["group_sizes"].shape[0] if spec.ragged else None
-    if spec.batched:
-        size = next(o.shape[0] for name, o in operands.items() if o.ndim > rank(name, spec))
+    lead = operands["group_sizes"].shape if spec.ragged else _lead(operands, spec)
     n = spec.columns
     if spec.weights == "int8":
         w_scale = operands["w_scale"]
-        if w_scale.ndim - (2 if spec.group else 1) not in (0, size is not None):
+        if w_scale.ndim - rank("w_scale", spec) not in (0, len(lead)):
             _refuse("w_scale", w_scale, "float32[groups,N]" if spec.group else "float32[N]")
         n = w_scale.shape[-1]
     *rows, k = operands["x"].shape[-rank("x", spec) :]
@@ -100,17 +98,23 @@ def _abstract_eval(*avals, spec: GemmSpec):
         k = spec.transposed_k
     for name, (shape, dtypes) in _shapes(spec, tuple(rows), n, k).items():
         found = operands.get(name)
-        shapes = (shape,) if size is None else (shape, (size, *(shape or ())))
-        if spec.ragged:
-            stacked = name in _OF_WEIGHT or name == "group_sizes"
-            shapes = shapes[1:] if stacked else shapes if name == "bias" else shapes[:1]
-        if found is not None and (found.shape not in shapes or found.dtype.name not in dtypes):
+        if found is None:
+            continue
+        own = found.shape[: found.ndim - len(shape)]
+        fits = batches.repeats(own, lead)
+        if spec.ragged and name != "bias":
+            fits = own == (lead if name in _OF_WEIGHT or name == "group_sizes" else ())
+        if not fits or found.shape[len(own) :] != shape or found.dtype.name not in dtypes:
             dims = ",".join(map(str, shape))
             what = f"{choices(dtypes)}[{dims}] for x {describe(operands['x'])} and N={n}"
             _refuse(name, found, what)
     n = n if spec.transposed_k is None else spec.transposed_k
-    lead = (size,) if spec.batched else ()
-    return [ShapedArray((*lead, *rows, n), np.dtype(spec.out_dtype))]
+    return [ShapedArray((*(() if spec.ragged else lead), *rows, n), np.dtype(spec.out_dtype))]
+
+
+def _lead(operands, spec: GemmSpec) -> tuple[int, ...]:
+    """The dimensions of a batch."""
+    return batches.sizes(operands.values(), [rank(name, spec) for name in operands], spec.batched)
 
 
 def _refuse(name: str, found, expected: str):
@@ -119,24 +123,23 @@ def _refuse(name: str, found, expected: str):
 
 
 def _fold(call, avals, *, spec: GemmSpec):
-    """Rows in one dimension."""
-    if spec.rows == 1:
+    """Rows in one dimension, and products."""
+    if spec.rows == 1 and spec.batched <= 1:
         return None
-    names, one = operand_names(spec), dataclasses.replace(spec, rows=1)
-    rows = avals[0].shape[-rank("x", spec) : -1]
+    names, rows = operand_names(spec), avals[0].shape[-rank("x", spec) : -1]
+    lead = _lead(dict(zip(names, avals, strict=True)), spec)
+    one = dataclasses.replace(spec, rows=1, batched=min(spec.batched, 1))
 
     def fold(name, operand):
-        if name not in _by_row(spec):
-            return operand
-        lead = operand.ndim - rank(name, spec)
-        tail = operand.shape[lead + spec.rows :]
-        return operand.reshape(*operand.shape[:lead], math.prod(rows), *tail)
+        dims = operand.ndim - rank(name, spec)
+        own, shape = operand.shape[:dims], operand.shape[dims:]
+        if name in _by_row(spec):
+            operand = operand.reshape(*own, math.prod(rows), *shape[spec.rows :])
+        return batches.fold(operand, rank(name, one), lead) if spec.batched > 1 else operand
 
     def run(*operands):
         folded = [fold(*pair) for pair in zip(names, operands, strict=True)]
-        return [
-            out.reshape(*out.shape[:-2], *rows, out.shape[-1]) for out in call(*folded, spec=one)
-        ]
+        return [out.reshape(*lead, *rows, out.shape[-1]) for out in call(*folded, spec=one)]
 
     return run
 
@@ -177,7 +180,7 @@ def _attributes(spec: GemmSpec):
         "group": np.int64(spec.group or (spec.blocks.group if spec.blocks else 0)),
         "block_scale": spec.blocks.scale_dtype if spec.blocks else "none",
         "block_minimum": bool(spec.blocks and spec.blocks.minimum),
-        "batched": spec.batched,
+        "batched": spec.batched > 0,
         "ragged": spec.ragged,
         "transposed": spec.transposed_k is not None,
         "activation": spec.activation,
@@ -197,59 +200,35 @@ def _batch(operands, dims, *, spec: GemmSpec):
     if spec.ragged:
         return common.map_batch(functools.partial(gemm_p.bind, spec=spec), operands, dims)
     names = operand_names(spec)
-    size = common.batch_size(operands, dims)
-    moved = [
-        None if d is None else jnp.moveaxis(o, d, 0) for o, d in zip(operands, dims, strict=True)
-    ]
     by_row = _by_row(spec)
     if all(d is None or name in by_row for name, d in zip(names, dims, strict=True)):
-        return _more_rows(names, operands, moved, size, spec)
-    return _more_products(names, operands, moved, size, spec)
+        return _more_rows(names, operands, dims, spec)
+    ranks = [rank(name, spec) for name in names]
+    results = gemm_p.bind(
+        *batches.insert(operands, dims, ranks, spec.batched),
+        spec=dataclasses.replace(spec, batched=spec.batched + 1),
+    )
+    return results, [0]
 
 
-def _more_rows(names, operands, moved, size: int, spec: GemmSpec):
-    """The new dimension, in front of each operand in `moved`, becomes one of rows."""
+def _more_rows(names, operands, dims, spec: GemmSpec):
+    """The new dimension becomes one of rows."""
+    size = common.batch_size(operands, dims)
 
-    def insert(name, operand, new):
+    def insert(name, operand, dim):
         if name not in _by_row(spec):
             return operand
-        if new is None:
+        if dim is None:
             new = jnp.broadcast_to(operand, (size, *operand.shape))
+        else:
+            new = jnp.moveaxis(operand, dim, 0)
         return jnp.moveaxis(new, 0, new.ndim - 1 - rank(name, spec))  # behind that of a batch
 
     results = gemm_p.bind(
-        *[insert(*args) for args in zip(names, operands, moved, strict=True)],
+        *[insert(*args) for args in zip(names, operands, dims, strict=True)],
         spec=dataclasses.replace(spec, rows=spec.rows + 1),
     )
-    return results, [int(spec.batched)]
-
-
-def _more_products(names, operands, moved, size: int, spec: GemmSpec):
-    """The new dimension becomes the leading one of a batched call, or a part of it."""
-    if not spec.batched:
-        parts = [o if new is None else new for o, new in zip(operands, moved, strict=True)]
-        return gemm_p.bind(*parts, spec=dataclasses.replace(spec, batched=True)), [0]
-
-    def inner_of(name, operand, new):
-        """The operand's size in the batch there was; None where its products share it."""
-        shape = operand.shape if new is None else new.shape[1:]
-        return shape[0] if len(shape) > rank(name, spec) else None
-
-    inners = [inner_of(*args) for args in zip(names, operands, moved, strict=True)]
-    inner = next(i for i in inners if i is not None)
-
-    def fold(operand, new, own):
-        if new is None and own is None:
-            return operand
-        if new is None:
-            new = jnp.broadcast_to(operand, (size, *operand.shape))
-        if own is None:
-            new = jnp.broadcast_to(new[:, None], (size, inner, *new.shape[1:]))
-        return new.reshape(size * inner, *new.shape[2:])
-
-    folded = [fold(*args) for args in zip(operands, moved, inners, strict=True)]
-    (out,) = gemm_p.bind(*folded, spec=spec)
-    return [out.reshape(size, inner, *out.shape[1:])], [0]
+    return results, [spec.batched]
 
 
 def _split(avals, results, *, spec: GemmSpec):
@@ -276,18 +255,19 @@ def _split(avals, results, *, spec: GemmSpec):
         "out_zero_point": (),
         "group_sizes": (),
     }
-    lead = "b" if spec.batched else None
-    operand_dims = tuple(
-        (lead, *dims[name]) if o.ndim > len(dims[name]) else dims[name]
-        for name, o in operands.items()
-    )
-    out = (*rows, None if transposed else columns)
-    sizes = dict(zip(rows, operands["x"].shape[-rank("x", spec) : -1], strict=True))
+    lead = {f"b{i}": size for i, size in enumerate(results[0].shape[: spec.batched])}
+    sizes = lead | dict(zip(rows, operands["x"].shape[-rank("x", spec) : -1], strict=True))
     if columns:
         sizes["n"] = n // reference.PANEL
-    if spec.batched:
-        out = (lead, *out)
-        sizes["b"] = results[0].shape[0]
+
+    def dims_of(name, operand):
+        rank_of_one = len(dims[name])
+        if spec.ragged:
+            return (None,) * (operand.ndim - rank_of_one) + dims[name]
+        return batches.factors(operand, rank_of_one, lead) + dims[name]
+
+    operand_dims = tuple(dims_of(*pair) for pair in operands.items())
+    out = (*lead, *rows, None if transposed else columns)
     summed = (columns,) if transposed and columns else ()
 
     def localize(parts):

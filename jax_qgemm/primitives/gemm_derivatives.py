@@ -147,7 +147,7 @@ def _transpose(cotangents, *operands, spec: GemmSpec):
     x = operands[0].aval
     if type(cotangent) is ad.Zero:
         return [ad.Zero(x)] + [None] * (len(names) - 1)
-    shared = spec.batched and x.ndim == rank("x", spec)
+    shared = x.shape[: x.ndim - rank("x", spec)] != cotangent.shape[: spec.batched]
     back = dataclasses.replace(
         spec,
         transposed_k=x.shape[-1] if spec.transposed_k is None else None,
@@ -156,7 +156,7 @@ def _transpose(cotangents, *operands, spec: GemmSpec):
     parts = dict(zip(names, operands, strict=True)) | {"x": cotangent}
     out = gemm(back, **parts)
     if shared:
-        out = out.sum(axis=0).astype(x.dtype)
+        out = _sum_to(out, x.shape).astype(x.dtype)
     return [typed(out, x)] + [None] * (len(names) - 1)
 
 
@@ -174,9 +174,17 @@ def _transpose_in_scale(cotangent, operands, spec: GemmSpec):
         terms = jnp.where(of_any[:, None], terms, 0)
         out = jax.ops.segment_sum(terms, groups, aval.shape[0], indices_are_sorted=True)
     else:
-        out = terms.sum(tuple(range(-1 - spec.rows, -1)))
-        out = out.sum(tuple(range(out.ndim - aval.ndim)))
+        out = _sum_to(terms.sum(tuple(range(-1 - spec.rows, -1))), aval.shape)
     return [typed(out, aval) if name == "w_scale" else None for name in operands]
+
+
+def _sum_to(array, shape: tuple[int, ...]):
+    """The sum over all dimensions along which one of `shape` is repeated."""
+    array = array.sum(tuple(range(array.ndim - len(shape))))
+    repeated = [
+        i for i, (own, one) in enumerate(zip(array.shape, shape, strict=True)) if own != one
+    ]
+    return array.sum(tuple(repeated), keepdims=True)
 
 
 def _linear_part(spec: GemmSpec) -> GemmSpec:
