@@ -59,6 +59,7 @@ TileFn AmxFloatTile(const TileKey& key);
 PeakLoop AmxBf16Peak();
 PeakLoop AmxFp16Peak();
 SetUpFn AmxFloatSetUp(int rows);
+void AmxFinish(DeferredTile& deferred);
 
 void Avx2Transpose(const TransposeSource& source, std::int64_t panel, float* to);
 

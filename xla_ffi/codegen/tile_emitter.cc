@@ -9,6 +9,10 @@ namespace qgemm {
 void TileEmitter::LoadRowBases(std::size_t pointer, std::size_t stride) {
   mov(reg_a, ptr[reg_args + pointer]);
   mov(reg_stride, ptr[reg_args + stride]);
+  if (key_.first_row > 0) {
+    imul(reg_a3, reg_stride, key_.first_row);
+    add(reg_a, reg_a3);
+  }
   lea(reg_a3, ptr[reg_stride + reg_stride * 2]);
   add(reg_a3, reg_a);
 }
@@ -30,11 +34,11 @@ void TileEmitter::FetchOutput() {
 }
 
 void TileEmitter::Begin() {
-  if (many_rows() && !sums_only()) FetchOutput();
+  if (many_rows() && !sums_only() && !key_.ends) FetchOutput();
   LoadRowBases(QGEMM_ARG(a), QGEMM_ARG(a_stride));
   mov(reg_b, ptr[reg_args + QGEMM_ARG(b)]);
   mov(reg_quads, ptr[reg_args + QGEMM_ARG(quads)]);
-  if (many_rows()) mov(reg_next, ptr[reg_args + QGEMM_ARG(next)]);
+  if (fetches_next()) mov(reg_next, ptr[reg_args + QGEMM_ARG(next)]);
 }
 
 // -x_zero[m] * column_sums[n] - w_zero[n] * row_sums[m], wrapping. Uses no register of the K loop's
@@ -53,8 +57,16 @@ void TileEmitter::ZeroPointTerms(bool fresh) {
   if (e.x_zero == Granularity::kTensor) {
     vpbroadcastd(zero, dword[reg_args + QGEMM_ARG(x_negative_zero)]);
   }
-  for (int row = 0; row < rows(); ++row) {
-    if (e.x_zero == Granularity::kRow) vpbroadcastd(zero, dword[reg_row_zeros + row * 4]);
+  if (e.x_zero == Granularity::kTensor && !fresh) {
+    for (int vector = 0; vector < vectors_; ++vector) {
+      vpmulld(term, zero, ptr[reg_column_sums + vector * vector_bytes()]);
+      for (int row = 0; row < rows(); ++row) {
+        vpaddd(Accumulator(row, vector), Accumulator(row, vector), term);
+      }
+    }
+  }
+  for (int row = 0; row < rows() && (fresh || e.x_zero != Granularity::kTensor); ++row) {
+    if (e.x_zero == Granularity::kRow) vpbroadcastd(zero, dword[reg_row_zeros + RowAt(row) * 4]);
     for (int vector = 0; vector < vectors_; ++vector) {
       const Vec sum = Accumulator(row, vector);
       const Address column_sums = ptr[reg_column_sums + vector * vector_bytes()];
@@ -74,7 +86,7 @@ void TileEmitter::ZeroPointTerms(bool fresh) {
   mov(reg_column_zeros, ptr[reg_args + QGEMM_ARG(column_zeros)]);
   mov(reg_row_sums, ptr[reg_args + QGEMM_ARG(row_sums)]);
   for (int row = 0; row < rows(); ++row) {
-    vpbroadcastd(zero, dword[reg_row_sums + row * 4]);
+    vpbroadcastd(zero, dword[reg_row_sums + RowAt(row) * 4]);
     for (int vector = 0; vector < vectors_; ++vector) {
       vpmulld(term, zero, ptr[reg_column_zeros + vector * vector_bytes()]);
       vpsubd(Accumulator(row, vector), Accumulator(row, vector), term);
@@ -88,7 +100,7 @@ void TileEmitter::Sums(std::size_t sums, bool fresh) {
   for (int row = 0; row < rows(); ++row) {
     for (int vector = 0; vector < vectors(); ++vector) {
       const Vec sum = Accumulator(row, vector);
-      const Address from = ptr[reg_a + (row * kStride + vector * vector_bytes())];
+      const Address from = ptr[reg_a + (RowAt(row) * kStride + vector * vector_bytes())];
       if (fresh) {
         LoadInt(sum, from);
       } else {
@@ -110,7 +122,7 @@ void TileEmitter::LoopOverQuads(int a_bytes) {
   align(32);
   L(unrolled);
   Quads(kUnroll);
-  if (many_rows()) {
+  if (fetches_next()) {
     const int bytes = rows() * kUnroll * a_bytes;
     for (int line = 0; line < bytes; line += 64) prefetcht1(ptr[reg_next + line]);
     add(reg_next, bytes);
@@ -182,7 +194,7 @@ void TileEmitter::ScaleColumns(int vector) {
   }
   for (int row = 0; row < rows(); ++row) {
     const Vec y = Accumulator(row, vector);
-    const RegExp partial = reg_partial + (row * kPartialStride + offset);
+    const RegExp partial = reg_partial + (RowAt(row) * kPartialStride + offset);
     if (!e.float_sums) vcvtdq2ps(y, y);
     if (e.w_groups) vmulps(y, y, scales);
     if (adds_partial()) vaddps(y, y, ptr[partial]);
@@ -192,7 +204,7 @@ void TileEmitter::ScaleColumns(int vector) {
     }
     if (scaled && !e.w_groups) vmulps(y, y, scales);
     if (x_scaled && !x_per_tensor) {
-      WithScalar(&CodeGenerator::vmulps, y, reg_row_scales + row * 4, scalar);
+      WithScalar(&CodeGenerator::vmulps, y, reg_row_scales + RowAt(row) * 4, scalar);
     } else if (x_scaled && e.w_groups) {
       WithScalar(&CodeGenerator::vmulps, y, reg_args + QGEMM_ARG(x_scale), scalar);
     }
@@ -204,6 +216,12 @@ void TileEmitter::AddResidual() {
   const ResidualType type = key_.epilogue.residual;
   const Vec value = Temporary(0);
   mov(reg_residual, ptr[reg_args + QGEMM_ARG(residual)]);
+  if (key_.first_row > 0) {
+    const Xbyak::Reg64& offset = reg_inverses;
+    mov(offset, ptr[reg_args + QGEMM_ARG(residual_stride)]);
+    imul(offset, offset, key_.first_row);
+    add(reg_residual, offset);
+  }
   for (int row = 0; row < rows(); ++row) {
     if (row > 0) add(reg_residual, ptr[reg_args + QGEMM_ARG(residual_stride)]);
     for (int vector = 0; vector < vectors_; ++vector) {

@@ -68,6 +68,8 @@ class TileEmitter : public ActivationEmitter {
   // Blocks of more rows than one tile takes have tiles of so many (see EvenSplit): these fetch what
   // comes next.
   bool many_rows() const { return rows() >= 4; }
+  bool fetches_next() const { return many_rows() && !key_.ends; }
+  int RowAt(int row) const { return key_.first_row + row; }
   bool adds_partial() const { return has_partial() && !key_.f32_panel; }
 
   void FetchOutput();

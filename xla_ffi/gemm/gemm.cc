@@ -22,6 +22,7 @@ struct Workspace {
   Scratch partial, out_tile, residual_tile, columns, column_sums;
   Scratch parts, sums;  // of a product whose K is in parts
   Scratch f32_panel;
+  DeferredTile deferred;
 };
 
 Workspace& ThreadWorkspace() {
@@ -83,32 +84,41 @@ class BlockRunner {
     a_size_ = SizeOf(plan.family->a_format);
     column_sums_ = operands.column_sums;
     if (plan.k_blocks == 1 && !plan.is_parts && !epilogue.float_sums) SumColumnBlocks();
+    TileArgs& args = args_[0];
     if (epilogue.x_zero == Granularity::kTensor) {
       const std::int32_t zero = operands.x_zero == nullptr ? 0 : operands.x_zero[0];
-      args_.x_negative_zero = NegativeZero(zero, plan.key.spec.x);
+      args.x_negative_zero = NegativeZero(zero, plan.key.spec.x);
     }
     if (epilogue.x_scale == Granularity::kTensor && operands.x_scale != nullptr) {
-      args_.x_scale = operands.x_scale[0];
+      args.x_scale = operands.x_scale[0];
     }
     if (IsQuantized(epilogue.out)) {
       const bool is_signed = epilogue.out == OutType::kS8;
       const float scale = epilogue.out_scale_per_column ? 1.0F : operands.out_scale[0];
       const QuantizeArgs q = StaticQuantizeArgs(scale, *operands.out_zero, is_signed ? -128 : 0,
                                                 is_signed ? 127 : 255);
-      args_.out_inverse = q.inverse;
-      args_.out_low = q.low;
-      args_.out_high = q.high;
-      args_.out_zero = q.zero;
+      args.out_inverse = q.inverse;
+      args.out_low = q.low;
+      args.out_high = q.high;
+      args.out_zero = q.zero;
     }
-    args_.a_stride = plan.a_stride;
-    if (!plan.MakesPanels()) args_.groups = plan.layout.Groups();
-    if (args_.groups > 0) args_.group_steps = plan.layout.StepsOfGroup();
+    args.a_stride = plan.a_stride;
+    args.deferred = &workspace.deferred;
+    workspace.deferred.kernel = nullptr;  // of a call that ran out of memory
+    if (!plan.MakesPanels()) args.groups = plan.layout.Groups();
+    if (args.groups > 0) args.group_steps = plan.layout.StepsOfGroup();
+    args_[1] = args;
   }
   BlockRunner(const BlockRunner&) = delete;
   BlockRunner& operator=(const BlockRunner&) = delete;
   // May come after the last item, when the plan is gone; families stay.
   ~BlockRunner() {
     if (set_up_rows_ != 0) family_.set_up(0)();
+  }
+
+  // Before the rows of x change, and before others have the results.
+  void Finish() {
+    if (family_.finish != nullptr) family_.finish(workspace_.deferred);
   }
 
   // While the rows are new, a tile fetches those of the next one; later, a part of the next panel.
@@ -131,6 +141,7 @@ class BlockRunner {
       sums_ = workspace_.splitter->sums();
     }
     part_ = item.part;
+    item_rows_ = item.rows;
     const bool fetch_rows = new_rows || plan_.PreparesPanels();  // whose blocks leave the L2
     next_w_ = fetch_rows ? nullptr : operands_.w + plan_.layout.PanelOffset(next_panel);
     const std::int64_t of_partial = plan_.MakesPanels() ? item.rows : family_.max_rows;
@@ -140,13 +151,16 @@ class BlockRunner {
     const std::int64_t first_row = item.part * plan_.key.shape.m + item.first_row;
     auto* out =
         static_cast<std::uint8_t*>(operands_.out) + first_row * out_row + first_column * out_size_;
-    args_.out_stride = out_row;
+    out_stride_ = out_row;
     std::uint8_t* staged = nullptr;
-    if (plan_.epilogue.out_scale_per_column) InvertScales(first_column, valid);
+    if (plan_.epilogue.out_scale_per_column) {
+      Finish();
+      InvertScales(first_column, valid);
+    }
     if (padded) {
-      args_.out_stride = kPanelColumns * out_size_;
-      staged = workspace_.out_tile.Reserve<std::uint8_t>(
-          std::size_t(family_.max_rows * args_.out_stride));
+      out_stride_ = kPanelColumns * out_size_;
+      staged =
+          workspace_.out_tile.Reserve<std::uint8_t>(std::size_t(family_.max_rows * out_stride_));
     }
     if (!plan_.MakesPanels()) {
       const std::int64_t begin = plan_.is_parts ? part_ : 0;
@@ -179,9 +193,9 @@ class BlockRunner {
           SetResidual(item.first_row + row, rows, first_column_, valid, staged != nullptr);
         }
         RunTile(steps, row, rows, staged != nullptr ? staged : out, begin, end);
+        if (staged != nullptr) Finish();
         for (std::int64_t r = 0; staged != nullptr && ends && r < rows; ++r) {
-          std::memcpy(out + r * out_row, staged + r * args_.out_stride,
-                      std::size_t(valid * out_size_));
+          std::memcpy(out + r * out_row, staged + r * out_stride_, std::size_t(valid * out_size_));
         }
       }
     }
@@ -265,15 +279,14 @@ class BlockRunner {
     const auto* from =
         static_cast<const std::uint8_t*>(operands_.residual) + row * stride + column * size;
     residual_ = from;
-    args_.residual_stride = stride;
+    residual_stride_ = stride;
     if (!padded) return;
-    args_.residual_stride = kPanelColumns * size;
+    residual_stride_ = kPanelColumns * size;
     auto* staged = workspace_.residual_tile.Reserve<std::uint8_t>(
-        std::size_t(family_.max_rows * args_.residual_stride));
-    std::memset(staged, 0, std::size_t(rows * args_.residual_stride));
+        std::size_t(family_.max_rows * residual_stride_));
+    std::memset(staged, 0, std::size_t(rows * residual_stride_));
     for (std::int64_t r = 0; r < rows; ++r) {
-      std::memcpy(staged + r * args_.residual_stride, from + r * stride,
-                  std::size_t(columns * size));
+      std::memcpy(staged + r * residual_stride_, from + r * stride, std::size_t(columns * size));
     }
     residual_ = staged;
   }
@@ -284,28 +297,31 @@ class BlockRunner {
     const auto at = [](const auto* p, std::int64_t column) {
       return p == nullptr ? p : p + column;
     };
-    TileArgs& args = args_;
-    args.row_negative_zeros = prepared.negative_zeros(row);
-    args.row_scales = prepared.scales(row);
     for (const TileStep& step : steps) {
-      // What is kept from block to block is that of all rows.
-      const bool kept = plan_.MakesPanels();
-      args.partial = partial_ + (kept ? row * kPanelColumns + step.column : 0);
-      args.out = out + step.column * out_size_;
-      args.bias = at(columns_.bias, step.column);
-      args.residual = at(residual_, step.column * SizeOf(plan_.epilogue.residual));
-      args.out_inverses = inverses_ + step.column;
       for (std::int64_t block = begin; block < end; ++block) {
+        TileArgs& args = args_[turn_];
+        if (family_.finish != nullptr) turn_ = 1 - turn_;
+        args.row_negative_zeros = prepared.negative_zeros(row);
+        args.row_scales = prepared.scales(row);
+        // What is kept from block to block is that of all rows.
+        const bool kept = plan_.MakesPanels();
+        args.partial = partial_ + (kept ? row * kPanelColumns + step.column : 0);
+        args.out = out + step.column * out_size_;
+        args.out_stride = out_stride_;
+        args.bias = at(columns_.bias, step.column);
+        args.residual = at(residual_, step.column * SizeOf(plan_.epilogue.residual));
+        args.residual_stride = residual_stride_;
+        args.out_inverses = inverses_ + step.column;
         const std::int64_t first = block * plan_.k_block;
         const std::int64_t rest = plan_.layout.PaddedK() - first;
         const std::int64_t length = plan_.parts ? 0 : std::min(plan_.k_block, rest);
         args.a = prepared.a(row) + first * a_size_;
-        args.next = Next(row, rows, first);
+        SetNext(args, row, rows, first);
         const std::int64_t elements = kept ? 1 : ElementsOfStep(plan_.layout.w);
         const std::int64_t steps_before = kept ? 0 : first / elements;
         args.b = w_ + (steps_before * width_ + step.column) * kStepBytes;
         args.quads = length / elements;
-        if (args.groups > 0) SetGroups(step.column, row);
+        if (args.groups > 0) SetGroups(args, step.column, row);
         const std::int64_t of_sums = block % Sums();
         args.row_sums = prepared.sums(of_sums, row);
         args.sums = at(sums_, row * kPanelColumns + step.column);
@@ -324,29 +340,41 @@ class BlockRunner {
   }
 
   // Of weights in blocks.
-  void SetGroups(std::int64_t column, std::int64_t row) {
+  void SetGroups(TileArgs& args, std::int64_t column, std::int64_t row) const {
     const BlockForm& form = plan_.layout.blocks;
-    args_.b += width_ * form.Bytes();
-    args_.block_scales = reinterpret_cast<const std::uint8_t*>(w_) + column * form.ScaleBytes();
-    args_.group_bytes = width_ * plan_.layout.GroupBytes();
-    args_.row_groups = workspace_.rows.groups(row);
-    args_.row_groups_stride = workspace_.rows.groups_stride();
+    args.b += width_ * form.Bytes();
+    args.block_scales = reinterpret_cast<const std::uint8_t*>(w_) + column * form.ScaleBytes();
+    args.group_bytes = width_ * plan_.layout.GroupBytes();
+    args.row_groups = workspace_.rows.groups(row);
+    args.row_groups_stride = workspace_.rows.groups_stride();
   }
 
   // What a tile fetches meanwhile. Where the tiles have all of the next panel, they begin again.
-  const void* Next(std::int64_t row, std::int64_t rows, std::int64_t first_k) const {
+  void SetNext(TileArgs& args, std::int64_t row, std::int64_t rows, std::int64_t first_k) const {
     const std::int64_t offset = first_k * rows * a_size_;
-    if (next_w_ == nullptr) return workspace_.rows.a(row + rows) + offset;
-    const std::int64_t row_bytes = plan_.layout.PaddedK() * a_size_;
+    if (next_w_ == nullptr) {
+      args.next = workspace_.rows.a(row + rows) + offset;
+      args.next_bytes = rows * plan_.a_stride / plan_.k_blocks;
+      return;
+    }
     const std::int64_t panel_bytes = plan_.layout.PanelOffset(1);
-    return next_w_ + (row * row_bytes + offset) % std::max<std::int64_t>(1, panel_bytes);
+    if (family_.finish != nullptr) {
+      // A single tile streams its own.
+      const std::int64_t bytes = rows == item_rows_ ? 0 : panel_bytes;
+      args.next = next_w_ + bytes * row / item_rows_;
+      args.next_bytes = bytes * rows / item_rows_ / plan_.k_blocks;
+      return;
+    }
+    const std::int64_t row_bytes = plan_.layout.PaddedK() * a_size_;
+    args.next = next_w_ + (row * row_bytes + offset) % std::max<std::int64_t>(1, panel_bytes);
   }
 
   const Plan& plan_;
   const KernelFamily& family_;
   const GemmOperands& operands_;
   Workspace& workspace_;
-  TileArgs args_{};
+  TileArgs args_[2]{};  // of a tile, and of one whose end is deferred
+  int turn_ = 0;
   int set_up_rows_ = 0;
   std::int64_t out_size_ = 4;
   std::int64_t a_size_ = 1;
@@ -357,11 +385,13 @@ class BlockRunner {
   std::int64_t width_ = 0;
   std::int64_t first_column_ = 0;
   std::int64_t part_ = 0;
+  std::int64_t item_rows_ = 0;
   const std::int32_t* sums_ = nullptr;
   const std::int8_t* w_ = nullptr;
   const std::int8_t* next_w_ = nullptr;  // where the rows are in the cache
   float inverses_[kPanelColumns] = {};
   const std::uint8_t* residual_ = nullptr;  // of the tile at hand
+  std::int64_t out_stride_ = 0, residual_stride_ = 0;
 };
 
 }  // namespace
@@ -462,6 +492,7 @@ void RunItems(const Plan& plan, const WorkItem* items, const GemmOperands& opera
       const std::int64_t next = (item.first_panel + p + 1) % plan.layout.Panels();
       runner->Run(item, new_rows && p == 0, item.first_panel + p, next);
     }
+    runner->Finish();
   }
 }
 

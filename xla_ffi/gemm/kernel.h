@@ -35,14 +35,20 @@ struct TileKey {
   // TileArgs::out, of b and all that belongs to it (and `partial`, two rows of scratch), is a
   // kernel of no rows and all columns.
   bool f32_panel = false;
+  // Of a larger tile these rows from the first one on: what comes after the products of other
+  // registers, so that nothing is fetched ahead.
+  bool ends = false;
+  int first_row = 0;
 
   friend bool operator==(const TileKey& a, const TileKey& b) {
     return a.rows == b.rows && a.columns == b.columns && a.panel_columns == b.panel_columns &&
            a.part == b.part && a.streams == b.streams && a.epilogue == b.epilogue &&
            a.from_sums == b.from_sums && a.w == b.w && a.blocks == b.blocks &&
-           a.f32_panel == b.f32_panel;
+           a.f32_panel == b.f32_panel && a.ends == b.ends && a.first_row == b.first_row;
   }
 };
+
+struct DeferredTile;
 
 // What a row of x, quantized by groups, has for one of them.
 struct RowGroup {
@@ -57,9 +63,11 @@ struct RowGroup {
 struct TileArgs {
   const void* a;          // prepared rows of x, see AFormat; zero-padded to quads
   std::int64_t a_stride;  // bytes between rows
-  const void* next;       // what to fetch meanwhile: as many bytes as `a` has; any address
-  const std::int8_t* b;   // the panel, from the tile's first column and first quad on
-  std::int64_t quads;     // of K to sum: steps of 4 bytes of a column; not of blocks
+  // What to fetch meanwhile, any address: as many bytes as `a` has; of families that defer, these.
+  const void* next;
+  std::int64_t next_bytes;
+  const std::int8_t* b;  // the panel, from the tile's first column and first quad on
+  std::int64_t quads;    // of K to sum: steps of 4 bytes of a column; not of blocks
   void* out;
   std::int64_t out_stride;                 // bytes between rows
   float* partial;                          // [rows][kPanelColumns], used unless KPart::kWhole
@@ -87,25 +95,19 @@ struct TileArgs {
   std::int64_t group_bytes;          // of the panel
   const RowGroup* row_groups;        // of the first group, by rows; of AFormat::kS8Groups
   std::int64_t row_groups_stride;    // bytes from group to group
+  DeferredTile* deferred;            // of families that end a tile later
 };
 
-// Leaves out the first rows: moves everything that goes by rows.
-inline void SkipRows(TileArgs& args, std::int64_t rows) {
-  const auto skip = [rows](auto*& p, std::int64_t stride) {
-    if (p != nullptr) p += rows * stride;
-  };
-  args.a = static_cast<const std::uint8_t*>(args.a) + rows * args.a_stride;
-  args.out = static_cast<std::uint8_t*>(args.out) + rows * args.out_stride;
-  args.residual = static_cast<const std::uint8_t*>(args.residual) + rows * args.residual_stride;
-  skip(args.partial, kPanelColumns);
-  skip(args.row_sums, 1);
-  skip(args.row_negative_zeros, 1);
-  skip(args.row_scales, 1);
-  skip(args.sums, kPanelColumns);
-  skip(args.row_groups, 1);
-}
+// What is left to do of a tile, and its sums: for a family whose products go on beside that.
+struct DeferredTile {
+  const void* kernel = nullptr;  // the family's; null: there is nothing
+  TileArgs* args = nullptr;      // of the tile, until its end
+  int turn = 0;                  // which sums are the next tile's
+  alignas(64) std::int32_t sums[2][kMostTileRows * kPanelColumns] = {};
+};
 
-using TileFn = void (*)(const TileArgs*);
+// A family that defers may change them, and has them until then.
+using TileFn = void (*)(TileArgs*);
 
 // ---------------------------------------------------------------- rows of x
 
@@ -212,6 +214,8 @@ struct KernelFamily {
   PeakLoop (*peak)();              // null where there is no such loop
   // What a thread runs before tiles of so many rows, and of 0 rows: after its last tile.
   SetUpFn (*set_up)(int rows) = nullptr;
+  // What a thread runs when it needs the results of all tiles, of a family that defers their ends.
+  void (*finish)(DeferredTile& deferred) = nullptr;
   // Of a family for large products, the second of its ISA, whose kernels start from sums.
   std::unique_ptr<PanelSplitter> (*make_splitter)() = nullptr;
   // What the CPU needs beside the ISA.

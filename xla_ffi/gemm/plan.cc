@@ -21,6 +21,7 @@ constexpr double kCyclesToWake = 100e3, kCyclesToHand = 30e3;
 constexpr double StreamBytesPerCycle(WType w) { return IsBlocks(w) ? 3 : 8; }
 // Where x is widened for parts of K, its copies may be so many times as large as what is in cache.
 constexpr std::int64_t kMostCopies = 8;
+constexpr std::int64_t kFewPanels = 4;  // a row of x is copied for more
 // More plans than any program has shapes; beyond it the cache starts anew.
 constexpr std::size_t kMaxPlans = 4096;
 
@@ -73,7 +74,10 @@ void SplitProduct(Plan& plan, double cycles, std::int64_t threads) {
   const std::int64_t tile_rows = plan.family->max_rows;
   std::int64_t row_blocks = CeilDiv(shape.m, plan.rows_in_cache);
   double cycles_per_item = kCyclesToWake;
-  const bool by_panels = plan.PreparesPanels() && SharesRows(shape, threads);
+  // Tiles take their rows so fast that the weights, read by each thread, would be late.
+  const bool late =
+      plan.family->finish != nullptr && !IsFloat(plan.key.spec.x) && shape.n > shape.m;
+  const bool by_panels = (plan.PreparesPanels() || late) && SharesRows(shape, threads);
   if (shape.m >= 2 * tile_rows * threads && !by_panels) {
     row_blocks = RoundUp(row_blocks, threads);
     cycles_per_item /= 4;  // who waits at the end waits for one item
@@ -108,10 +112,9 @@ void SplitWork(Plan& plan) {
   plan.woken = int(std::min<std::int64_t>(plan.threads, ThreadsFor(plan.key, all, kCyclesToWake)));
 }
 
-// Whole cache lines. Rows a multiple of 4 KiB apart would all compete for the same few of them.
+// Whole cache lines, an odd number: else those of some rows would compete for the same places.
 std::int64_t CopiedStride(std::int64_t row_bytes) {
-  const std::int64_t stride = std::max<std::int64_t>(64, RoundUp(row_bytes, 64));
-  return stride % 4096 == 0 ? stride + 64 : stride;
+  return std::max<std::int64_t>(1, CeilDiv(row_bytes, 64) | 1) * 64;
 }
 
 std::vector<KPart> PartsInUse(std::int64_t k_blocks) {
@@ -126,7 +129,8 @@ std::vector<TileStep> MakeSteps(const Plan& plan, int rows, int width) {
   // Weights that take a good part of the L3 have left it before they are needed again; from a slow
   // one they come late, too (Ice Lake, 2 to 6 rows of 768x3072: 1.15 to 1.3 times as fast).
   const auto cached = std::int64_t(Cpu().fast_l3 ? Cpu().l3_bytes / 8 : Cpu().l2_bytes / 2);
-  const bool streams = plan.key.shape.m <= plan.family->max_rows && !plan.key.spec.transposed &&
+  const bool streams = Cpu().wants_fetches && plan.key.shape.m <= plan.family->max_rows &&
+                       !plan.key.spec.transposed &&
                        plan.layout.Bytes() * plan.key.shape.batch > cached;
   for (int column = 0; column < width;) {
     TileStep step{};
@@ -286,7 +290,12 @@ std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
                            : floats
                                ? key.spec.x == XType::kF32
                                : key.spec.x == XType::kU8 && plan->family->a_format == AFormat::kU8;
-  plan->in_place = same_format && key.shape.k == plan->layout.PaddedK();
+  const std::int64_t row_bytes = key.shape.k * SizeOf(key.spec.x);
+  // Tiles load a column of x at a time: of rows that compete for places in the L1 they take copies
+  // that do not (1024x1024x1024 on AMX: 1.1 times as fast).
+  const bool suits = plan->family->finish == nullptr || row_bytes == CopiedStride(row_bytes) ||
+                     plan->layout.Panels() <= kFewPanels;
+  plan->in_place = same_format && key.shape.k == plan->layout.PaddedK() && suits;
   plan->a_stride = plan->in_place
                        ? key.shape.k * SizeOf(key.spec.x)
                        : CopiedStride(plan->layout.PaddedK() * SizeOf(plan->family->a_format));
@@ -294,14 +303,14 @@ std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
   if (key.f32_panels) AddWidening(*plan);
   const std::int64_t cache_bytes =
       plan->PreparesPanels() ? kSharedBlockBytes : std::int64_t(Cpu().l2_bytes / 4);
-  std::int64_t row_bytes = plan->a_stride;
+  std::int64_t cached_bytes = plan->a_stride;
   if (plan->MakesPanels()) {
     // Of a part; but copies are of whole rows.
-    row_bytes = std::max(std::min(plan->k_block * SizeOf(AFormat::kF32), row_bytes),
-                         plan->in_place ? 0 : row_bytes / kMostCopies);
+    cached_bytes = std::max(std::min(plan->k_block * SizeOf(AFormat::kF32), cached_bytes),
+                            plan->in_place ? 0 : cached_bytes / kMostCopies);
   }
-  plan->rows_in_cache = std::max<std::int64_t>(plan->family->max_rows,
-                                               cache_bytes / std::max<std::int64_t>(1, row_bytes));
+  plan->rows_in_cache = std::max<std::int64_t>(
+      plan->family->max_rows, cache_bytes / std::max<std::int64_t>(1, cached_bytes));
   if (key.shape.ragged) {
     for (int rows = 1; rows <= std::min<std::int64_t>(plan->family->max_rows, key.shape.m);
          ++rows) {

@@ -10,7 +10,7 @@
 namespace qgemm {
 namespace {
 
-void RunTile(const TileArgs* args) {
+void RunTile(TileArgs* args) {
   const TileKey& key = *args->key;
   const std::int64_t elements = ElementsOfStep(key.w) * args->group_steps;
   for (int row = 0; row < key.rows; ++row) {

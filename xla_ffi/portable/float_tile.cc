@@ -32,7 +32,7 @@ float WeightAt(const void* panel, std::int64_t width, std::int64_t k, std::int64
 }
 
 template <class T, WType kType>
-void RunTile(const TileArgs* args) {
+void RunTile(TileArgs* args) {
   const TileKey& key = *args->key;
   const bool subtracts = key.epilogue.w_zero && !key.f32_panel;
   const bool has_partial = key.part == KPart::kMiddle || key.part == KPart::kLast;
@@ -74,7 +74,7 @@ void RunTile(const TileArgs* args) {
   }
 }
 
-void RunBlocks(const TileArgs* args) {
+void RunBlocks(TileArgs* args) {
   const TileKey& key = *args->key;
   const std::int64_t elements = ElementsOfStep(key.w) * args->group_steps;
   for (int j = 0; j < key.columns; ++j) {

@@ -47,7 +47,7 @@ void FinishRow(const TileArgs& args, int row, const std::uint32_t* acc) {
   }
 }
 
-void RunTile(const TileArgs* args) {
+void RunTile(TileArgs* args) {
   const TileKey& key = *args->key;
   for (int row = 0; row < key.rows; ++row) {
     std::uint32_t acc[kPanelColumns] = {};
