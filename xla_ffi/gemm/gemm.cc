@@ -234,7 +234,7 @@ class BlockRunner {
     }
     args.column_zeros = columns_.zeros;
     args.partial = to + length * kPanelColumns;
-    const int index = width_ == kPanelColumns ? 0 : 1;
+    const int index = PanelKind(width_);
     args.key = &plan_.widen_keys[index];
     plan_.widen[index](&args);
     return reinterpret_cast<const std::int8_t*>(to);

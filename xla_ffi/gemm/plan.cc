@@ -160,7 +160,7 @@ std::vector<TileStep> MakeSteps(const Plan& plan, int rows, int width) {
 void AddSteps(Plan& plan, int rows) {
   for (const std::int64_t panel : {std::int64_t(0), plan.layout.Panels() - 1}) {
     const int width = int(plan.layout.PanelWidth(panel));
-    auto& steps = plan.steps[rows - 1][width == kPanelColumns ? 0 : 1];
+    auto& steps = plan.steps[rows - 1][PanelKind(width)];
     if (steps.empty()) steps = MakeSteps(plan, rows, width);
   }
 }
@@ -177,7 +177,7 @@ void AddWidening(Plan& plan) {
     key.epilogue.float_sums = true;
     key.w = layout.w;
     key.blocks = layout.blocks;
-    const int index = width == kPanelColumns ? 0 : 1;
+    const int index = PanelKind(width);
     plan.widen_keys[index] = key;
     plan.widen[index] = plan.family->tile(key);
   }

@@ -19,6 +19,9 @@ constexpr bool SharesRows(const GemmShape& shape, std::int64_t threads) {
   return CeilDiv(shape.n, kPanelColumns) >= 4 * threads;
 }
 
+// Kernels are those of whole panels, or of a last one that is narrower.
+constexpr int PanelKind(std::int64_t width) { return width == kPanelColumns ? 0 : 1; }
+
 struct PlanKey {
   GemmShape shape;
   GemmSpec spec;
@@ -93,7 +96,7 @@ struct Plan {
   EvenSplit Tiles(std::int64_t rows) const { return {rows, CeilDiv(rows, family->max_rows)}; }
   // The steps across a panel of `width` columns with tiles of so many rows.
   const std::vector<TileStep>& Steps(std::int64_t rows, std::int64_t width) const {
-    return steps[rows - 1][width == kPanelColumns ? 0 : 1];
+    return steps[rows - 1][PanelKind(width)];
   }
 
   std::vector<TileStep> steps[kMostTileRows][2];
