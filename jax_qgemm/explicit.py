@@ -1,6 +1,7 @@
 """Arrays whose types say how they are split over a mesh (explicit sharding)."""
 
 import jax
+import jax.numpy as jnp
 
 from jax_qgemm.compat import ShapedArray
 
@@ -20,3 +21,38 @@ def typed(value, like):
     if sharding.mesh.empty or jax.typeof(value).sharding == sharding:
         return value
     return jax.sharding.reshard(value, sharding)
+
+
+def repeated(value, like):
+    """The array broadcast to the shape of `like`, where it is repeated split as that is: a sum over
+    what is repeated, its transpose, is one of parts."""
+    sharding = jax.typeof(like).sharding
+    if sharding.mesh.empty or value.shape == like.shape:
+        return jnp.broadcast_to(value, like.shape)
+    behind = like.ndim - value.ndim
+    own = tuple(
+        split if size == like.shape[behind + i] else None
+        for i, (size, split) in enumerate(zip(value.shape, sharding.spec[behind:], strict=True))
+    )
+    own_sharding = sharding.update(spec=own)
+    if jax.typeof(value).sharding != own_sharding:
+        value = jax.sharding.reshard(value, own_sharding)
+    dims = tuple(range(behind, like.ndim))
+    return jax.lax.broadcast_in_dim(value, like.shape, dims, out_sharding=sharding)
+
+
+def stacked(value, like, axis: int):
+    """The array repeated along a new first dimension, as long and split as `axis` of `like`."""
+    of_like, own = jax.typeof(like).sharding, jax.typeof(value).sharding
+    shape = (like.shape[axis], *value.shape)
+    if of_like.mesh.empty:
+        return jnp.broadcast_to(value, shape)
+    split = of_like.spec[axis]
+    taken = {name for entry in own.spec for name in _names(entry)}
+    spec = (None if taken.intersection(_names(split)) else split, *own.spec)
+    dims = tuple(range(1, len(shape)))
+    return jax.lax.broadcast_in_dim(value, shape, dims, out_sharding=of_like.update(spec=spec))
+
+
+def _names(entry) -> tuple[str, ...]:
+    return () if entry is None else entry if isinstance(entry, tuple) else (entry,)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -216,16 +215,6 @@ def _linear(function, x, w, bias, residual, *rest) -> jax.Array:
             f"{describe(x)} (w: {describe(w)})"
         )
 
-    def own(array, rank: int) -> bool:
-        return array is not None and array.ndim == len(batch) + rank
-
-    def flat(array):
-        return array.reshape(math.prod(batch), *array.shape[len(batch) :])
-
-    def split(array, rank: int):
-        """The array with the batch in one dimension, and that for vmap."""
-        return (flat(array), 0) if own(array, rank) else (array, None)
-
     if bias is not None:
         bias = errors.float_array(function, "bias", bias)
     if residual is not None:
@@ -245,16 +234,21 @@ def _linear(function, x, w, bias, residual, *rest) -> jax.Array:
     _check_stack(function, "w", w, batch)
     if own_x and isinstance(x, QuantizedArray):
         _check_stack(function, "x", x, batch)
-    arguments = [
-        _split_x(x, flat) if own_x else (x, None),
-        (jax.tree.map(flat, w), 0),
-        split(bias, 1),
-        split(residual, 2),
-    ]
-    y = jax.vmap(
-        lambda *parts: _product(function, *parts, *rest), in_axes=[axes for _, axes in arguments]
-    )(*(part for part, _ in arguments))
-    return y.reshape(*batch, *y.shape[1:])
+    axes = (
+        jax.tree.map(lambda leaf: 0 if leaf.ndim else None, x) if own_x else None,
+        0,
+        *(
+            0 if array is not None and array.ndim == len(batch) + rank else None
+            for array, rank in ((bias, 1), (residual, 2))
+        ),
+    )
+
+    def product(*arguments):
+        return _product(function, *arguments, *rest)
+
+    for _ in batch:
+        product = jax.vmap(product, in_axes=axes)
+    return product(x, w, bias, residual)
 
 
 def _check_stack(function: str, name: str, stack, batch) -> None:
@@ -267,16 +261,6 @@ def _check_stack(function: str, name: str, stack, batch) -> None:
             )
 
 
-def _split_x(x, flat):
-    """x with the batch in one dimension, and the axes for vmap: parameters may be shared."""
-    if not isinstance(x, QuantizedArray):
-        return flat(x), 0
-    leaves, structure = jax.tree.flatten(x)
-    axes = [0 if leaf.ndim else None for leaf in leaves]
-    leaves = [flat(leaf) if leaf.ndim else leaf for leaf in leaves]
-    return jax.tree.unflatten(structure, leaves), jax.tree.unflatten(structure, axes)
-
-
 def _row_parallel(function, x, w, bias, residual, activation, out_dtype) -> jax.Array:
     """dot by a weight in parts of K; its epilogue is plain JAX."""
     check_packed(function, "w.parts", w.parts, stacks=True)
@@ -285,6 +269,7 @@ def _row_parallel(function, x, w, bias, residual, activation, out_dtype) -> jax.
             f"{function}: w.parts must be a stack of weights (parts, K / parts, N), got "
             f"{describe(w.parts)}; make w by pack_row_parallel, use a stack of such by jax.vmap"
         )
+    _check_stack(function, "w.parts", w.parts, w.parts.shape[:1])
     bias, residual = _check(function, x, w, bias, residual, activation)
     _check_form(function, x, w.parts)
     if isinstance(x, QuantizedArray):

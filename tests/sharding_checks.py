@@ -412,6 +412,8 @@ def stacks_of_stacks(kind, form):
             w_ = jax.tree.map(lambda leaf, spec=spec: put(leaf, mesh, *spec), w)
             x_, ct_ = put(x, mesh, *spec), put(ct, mesh, *spec)
             shared_ = put(shared, mesh, *spec[:1])
+            assert not collectives(jq.dot, x_, w_), spec  # not by vmap
+            same(jax.jit(jq.dot)(x_, w_), jq.dot(x, w))
             for f, x__, exact, gradient in (
                 (own_x, x_, *want[:2]),
                 (shared_x, shared_, *want[2:]),
@@ -423,6 +425,35 @@ def stacks_of_stacks(kind, form):
                 sums = {"all-reduce"} if f is shared_x and "model" in spec else set()
                 assert collectives(back(f), x__, w_, ct_) == sums
                 same(jax.jit(back(f))(x__, w_, ct_), gradient, 1e-6)
+
+
+@each(*[(kind, form) for kind in KINDS for form in FORMATS])
+def gradients_in_what_is_shared(kind, form):
+    """Of a bias that all rows have, of a residual that products share: sums of parts."""
+    mesh, w = mesh_of(KINDS[kind]), weight(form)
+    x, ct = array(0, 8, M, K), array(4, 8, M, N)
+    bias, residual = array(2, N), array(3, M, N)
+
+    def back(x, w, bias, residual, ct):
+        def f(bias, residual):
+            product = jax.vmap(lambda x: jq.dot(x, w, bias=bias, residual=residual))
+            return jax.nn.gelu(product(x))
+
+        return jax.vjp(f, bias, residual)[1](ct)
+
+    want = back(x, w, bias, residual, ct)
+    with jax.set_mesh(mesh):
+        own = (
+            put(x, mesh, "data"),
+            split_columns(w, mesh),
+            put(bias, mesh, "model"),
+            put(residual, mesh, None, "model"),
+            put(ct, mesh, "data", None, "model"),
+        )
+        found = collectives(back, *own)
+        assert found <= {"all-reduce"}, found
+        for got, expected in zip(jax.jit(back)(*own), want, strict=True):
+            same(got, expected, 1e-5)
 
 
 @each(*KINDS)

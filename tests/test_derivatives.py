@@ -203,6 +203,37 @@ def test_stacks(form, rng):
 
 
 @pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("axes", [("b",), ("b", "x"), ("x", "b"), ("b", "w"), ("w", "b")])
+def test_batches_of_bias_alone(axes, form, rng):
+    """A vmap that maps nothing else, among others, leaves a product without that dimension."""
+    of = {"x": (array(rng, M, K), array(rng, 3, M, K)), "b": (array(rng, N), array(rng, 4, N))}
+    of["w"] = weight(rng, form), weight(rng, form, (2, K, N))
+    x, w, bias = (of[name][name in axes] for name in "xwb")
+
+    def mapped(f):
+        for name in reversed(axes):
+            f = jax.vmap(f, [0 if name == own else None for own in "xwb"])
+        return f
+
+    f = mapped(lambda x, w, b: jq.dot(x, w, bias=b, activation="silu"))
+    real = w.dequantize()
+    plain = mapped(lambda x, w, b: jax.nn.silu(x @ w + b))
+    y, pullback = jax.vjp(lambda x, b: f(x, w, b), x, bias)
+    want, back = jax.vjp(lambda x, b: plain(x, real, b), x, bias)
+    keeps_x = form.endswith("weight_only") or form in ("fp16", "bf16")
+    tolerance = 1e-5 if keeps_x else 0.03
+    assert y.shape == want.shape
+    ct = array(rng, *y.shape)
+    for got, expected in zip(pullback(ct), back(ct), strict=True):
+        close(got, expected, tolerance)
+    tangent = jax.jvp(lambda x: f(x, w, bias), (x,), (x,))[1]
+    expected = jax.jvp(lambda x: plain(x, real, bias), (x,), (x,))[1]
+    close(tangent, expected, tolerance)
+    through = jax.vmap(jax.linearize(lambda x: f(x, w, bias), x)[1])(jnp.stack([x, x]))
+    close(through, jnp.stack([tangent, tangent]), 1e-5)
+
+
+@pytest.mark.parametrize("form", FORMATS)
 def test_ragged(form, rng):
     w, real = weight(rng, form, (3, K, N)), None
     real = w.dequantize()
@@ -334,7 +365,7 @@ def test_linear_transpose(rng):
     ct = array(rng, M, N)
     (back,) = jax.linear_transpose(lambda x: jq.dot(x, w), array(rng, M, K))(ct)
     close(back, ct @ w.dequantize().T)
-    with pytest.raises(NotImplementedError, match="dot: not differentiable here: it is not linear"):
+    with pytest.raises(NotImplementedError, match="dot: no transpose in x: it is linear in float"):
         jax.linear_transpose(lambda x: jq.dot(x, weight(rng, "int8")), array(rng, M, K))(ct)
 
 

@@ -433,6 +433,21 @@ def test_pack():
         jq.unpack(X)
 
 
+def test_altered_parts():
+    w = jq.pack_row_parallel(np.ones((64, 32), np.float32), "int8", parts=2)
+    x = np.ones((3, 64), np.float32)
+    for part, cut in (("scale", 0), ("column_sums", slice(1))):
+        parts = dataclasses.replace(w.parts, **{part: getattr(w.parts, part)[cut]})
+        with refuses(ValueError, f"dot: w.parts.{part} has shape"):
+            jq.dot(x, dataclasses.replace(w, parts=parts))
+    stack = jax.vmap(jq.pack)(
+        jax.vmap(lambda k: jq.quantize(k, "uint8"))(np.ones((2, 64, 32), np.float32))
+    )
+    altered = dataclasses.replace(stack, zero_point=stack.zero_point[0])
+    with refuses(ValueError, "w_zero_point is int32[32], expected int32[2,32]"):
+        jq.ragged_dot(x, altered, jnp.asarray([1, 2]))
+
+
 def test_altered_weight(small):
     altered = jax.tree.map(lambda a: a[..., :-1], small)
     with refuses(ValueError, "was the packed weight altered?"):

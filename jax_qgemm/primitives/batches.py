@@ -14,6 +14,7 @@ def sizes(operands, ranks, dims: int) -> tuple[int, ...]:
     """Of a batch of so many dimensions; `ranks` are those of the operands of one call."""
     leads = [o.shape[: o.ndim - rank] for o, rank in zip(operands, ranks, strict=True)]
     own = [lead for lead in leads if len(lead) == dims]
+    assert own, "no operand has the batch"
     return tuple(next((s for s in of_dim if s != 1), 1) for of_dim in zip(*own, strict=True))
 
 

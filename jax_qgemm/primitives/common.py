@@ -145,8 +145,3 @@ def map_batch(bind, operands, dims):
 
     results = jax.lax.map(one, moved)
     return results, [0] * len(results)
-
-
-def batch_size(operands, dims) -> int:
-    """Length of the mapped axis."""
-    return next(o.shape[d] for o, d in zip(operands, dims, strict=True) if d is not None)

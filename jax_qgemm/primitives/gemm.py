@@ -11,6 +11,7 @@ import numpy as np
 from jax_qgemm import reference
 from jax_qgemm.compat import ShapedArray
 from jax_qgemm.errors import FLOATS, choices, describe
+from jax_qgemm.explicit import stacked
 from jax_qgemm.primitives import batches, common
 from jax_qgemm.primitives.partitioning import Split
 from jax_qgemm.types import GemmSpec
@@ -101,11 +102,12 @@ def _abstract_eval(*avals, spec: GemmSpec):
         if found is None:
             continue
         own = found.shape[: found.ndim - len(shape)]
-        fits = batches.repeats(own, lead)
+        fits, expected = batches.repeats(own, lead), shape
         if spec.ragged and name != "bias":
-            fits = own == (lead if name in _OF_WEIGHT or name == "group_sizes" else ())
+            only = lead if name in _OF_WEIGHT or name == "group_sizes" else ()
+            fits, expected = own == only, (*only, *shape)
         if not fits or found.shape[len(own) :] != shape or found.dtype.name not in dtypes:
-            dims = ",".join(map(str, shape))
+            dims = ",".join(map(str, expected))
             what = f"{choices(dtypes)}[{dims}] for x {describe(operands['x'])} and N={n}"
             _refuse(name, found, what)
     n = n if spec.transposed_k is None else spec.transposed_k
@@ -124,10 +126,14 @@ def _refuse(name: str, found, expected: str):
 
 def _fold(call, avals, *, spec: GemmSpec):
     """Rows in one dimension, and products."""
-    if spec.rows == 1 and spec.batched <= 1:
-        return None
     names, rows = operand_names(spec), avals[0].shape[-rank("x", spec) : -1]
     lead = _lead(dict(zip(names, avals, strict=True)), spec)
+    repeats = spec.batched and any(
+        a.shape[: a.ndim - rank(name, spec)] not in ((), lead)
+        for name, a in zip(names, avals, strict=True)
+    )
+    if spec.rows == 1 and spec.batched <= 1 and not repeats:
+        return None
     one = dataclasses.replace(spec, rows=1, batched=min(spec.batched, 1))
 
     def fold(name, operand):
@@ -135,7 +141,7 @@ def _fold(call, avals, *, spec: GemmSpec):
         own, shape = operand.shape[:dims], operand.shape[dims:]
         if name in _by_row(spec):
             operand = operand.reshape(*own, math.prod(rows), *shape[spec.rows :])
-        return batches.fold(operand, rank(name, one), lead) if spec.batched > 1 else operand
+        return batches.fold(operand, rank(name, one), lead) if spec.batched else operand
 
     def run(*operands):
         folded = [fold(*pair) for pair in zip(names, operands, strict=True)]
@@ -213,15 +219,12 @@ def _batch(operands, dims, *, spec: GemmSpec):
 
 def _more_rows(names, operands, dims, spec: GemmSpec):
     """The new dimension becomes one of rows."""
-    size = common.batch_size(operands, dims)
+    mapped, at = next((o, d) for o, d in zip(operands, dims, strict=True) if d is not None)
 
     def insert(name, operand, dim):
         if name not in _by_row(spec):
             return operand
-        if dim is None:
-            new = jnp.broadcast_to(operand, (size, *operand.shape))
-        else:
-            new = jnp.moveaxis(operand, dim, 0)
+        new = stacked(operand, mapped, at) if dim is None else jnp.moveaxis(operand, dim, 0)
         return jnp.moveaxis(new, 0, new.ndim - 1 - rank(name, spec))  # behind that of a batch
 
     results = gemm_p.bind(

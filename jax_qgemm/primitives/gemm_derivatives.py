@@ -14,7 +14,7 @@ from jax.interpreters import ad
 
 from jax_qgemm import compat, reference
 from jax_qgemm.errors import FLOATS
-from jax_qgemm.explicit import typed
+from jax_qgemm.explicit import repeated, typed
 from jax_qgemm.primitives.gemm import gemm, gemm_p, operand_names, operation, rank
 from jax_qgemm.types import GemmSpec
 
@@ -54,7 +54,14 @@ def _jvp(primals, tangents, *, spec: GemmSpec):
 
 def _alike(term, out):
     """As long as the result, and split as it is."""
-    return typed(jnp.broadcast_to(term, out.shape), out)
+    return typed(repeated(term, out), out)
+
+
+def _product(spec: GemmSpec, operands):
+    """gemm of a spec that leaves operands out; maybe those that have a batch."""
+    if not any(operands[name].ndim > rank(name, spec) for name in operand_names(spec)):
+        spec = dataclasses.replace(spec, batched=0)
+    return gemm(spec, **operands)
 
 
 def _check(moving, operands, spec: GemmSpec):
@@ -95,7 +102,7 @@ def _of_x(x, operands, spec: GemmSpec, out_dtype: str):
         x_zero_point="none",
         out_dtype=out_dtype,
     )
-    return gemm(linear, **(operands | {"x": x}))
+    return _product(linear, operands | {"x": x})
 
 
 def _term(name: str, tangent, operands, spec: GemmSpec):
@@ -103,12 +110,12 @@ def _term(name: str, tangent, operands, spec: GemmSpec):
     if name == "x":
         return _of_x(tangent, operands, spec, "float32")
     if name == "w_scale" and spec.transposed_k is not None:
-        return gemm(_bare(spec), **(operands | {name: tangent}))  # linear in it
+        return _product(_bare(spec), operands | {name: tangent})  # linear in it
     spread = _spread(name, tangent, operands, spec).astype(jnp.float32)
     if name in ("bias", "residual"):
         return spread
     ones = {name: jnp.ones_like(operands[name])}
-    return gemm(_bare(spec), **(operands | ones)) * spread
+    return _product(_bare(spec), operands | ones) * spread
 
 
 def _spread(name: str, operand, operands, spec: GemmSpec):
@@ -143,7 +150,10 @@ def _transpose(cotangents, *operands, spec: GemmSpec):
     if linear == ["w_scale"] and spec.transposed_k is not None and spec == _linear_part(spec):
         return _transpose_in_scale(cotangent, dict(zip(names, operands, strict=True)), spec)
     if linear != ["x"] or not spec.keeps_x or spec != _linear_part(spec):
-        _refuse(spec, f"it is not linear in {', '.join(linear)}")
+        raise NotImplementedError(
+            f"jax_qgemm.{operation(spec)}: no transpose in {', '.join(linear)}: it is linear in "
+            "float x alone, for weights that keep x as it is, without an activation; use jax.vjp"
+        )
     x = operands[0].aval
     if type(cotangent) is ad.Zero:
         return [ad.Zero(x)] + [None] * (len(names) - 1)
