@@ -1,5 +1,7 @@
 """Arrays whose types say how they are split over a mesh (explicit sharding)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -13,6 +15,18 @@ def whole(operand, axes=None):
     if sharding.mesh.empty or kept == tuple(sharding.spec):
         return operand
     return jax.sharding.reshard(operand, sharding.update(spec=kept))
+
+
+def without_mesh(function):
+    """The function, of parts that a device has: what is left of explicit types then, XLA for CPUs
+    does not take."""
+
+    @functools.wraps(function)
+    def run(*operands):
+        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+            return function(*operands)
+
+    return run
 
 
 def typed(value, like):

@@ -9,7 +9,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jax_qgemm import compat, native
-from jax_qgemm.explicit import whole
+from jax_qgemm.explicit import whole, without_mesh
 from jax_qgemm.primitives.partitioning import partitioned, with_sharding
 from jax_qgemm.primitives.undifferentiated import refuse_gradient, refuse_series
 
@@ -84,7 +84,7 @@ def define(
         def by_call(bind, ctx, *operands, **params):
             folded = fold and fold(bind, ctx.avals_in, **params)
             if folded:
-                return mlir.lower_fun(folded, multiple_results=True)(ctx, *operands)
+                return mlir.lower_fun(without_mesh(folded), multiple_results=True)(ctx, *operands)
             return call(ctx, *operands, **attributes(**params))
 
         def lower_on_cpu(ctx, *operands, **params):

@@ -13,6 +13,8 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jax_qgemm.explicit import without_mesh
+
 Dims = tuple[str | None, ...]
 
 
@@ -113,9 +115,8 @@ def partitioned(bind, split: Split, localize, avals, results):
 
         def of_device(*operands):
             found = bind(*operands, **localize(parts))
-            # XLA for CPUs takes no sum whose scalars have explicit shardings.
-            with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
-                return tuple(jax.lax.psum(r, summed) if summed else r for r in found)
+            add = without_mesh(lambda r: jax.lax.psum(r, summed))
+            return tuple(add(r) if summed else r for r in found)
 
         return (
             mesh,
