@@ -74,9 +74,9 @@ void SplitProduct(Plan& plan, double cycles, std::int64_t threads) {
   const std::int64_t tile_rows = plan.family->max_rows;
   std::int64_t row_blocks = CeilDiv(shape.m, plan.rows_in_cache);
   double cycles_per_item = kCyclesToWake;
-  // Tiles take their rows so fast that the weights, read by each thread, would be late.
-  const bool late =
-      plan.family->finish != nullptr && !IsFloat(plan.key.spec.x) && shape.n > shape.m;
+  // AMX multiplies so fast that the weights, if each thread read all, would be late.
+  const bool quantizes = IsFloat(plan.key.spec.x) && !IsAsItIs(plan.family->a_format);
+  const bool late = plan.family->finish != nullptr && !quantizes && shape.n > shape.m;
   const bool by_panels = (plan.PreparesPanels() || late) && SharesRows(shape, threads);
   if (shape.m >= 2 * tile_rows * threads && !by_panels) {
     row_blocks = RoundUp(row_blocks, threads);

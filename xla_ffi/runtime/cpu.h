@@ -30,8 +30,8 @@ struct CpuInfo {
   bool converts_beside = false;
   // A core reads its L3 as fast as tiles of few rows take weights (Zen 4: 95 GB/s; Ice Lake: 28).
   bool fast_l3 = false;
-  // The hardware alone fetches weights that come from memory later than kernels can (1x4096x4096,
-  // Sapphire Rapids: 1.1 times as fast alone; before it, see codegen/stream.h).
+  // Weights that come from memory are there sooner if kernels fetch them, too, than by the hardware
+  // alone (not on Xeons with AMX: 1x4096x4096 alone 1.1 times as fast; else see codegen/stream.h).
   bool wants_fetches = true;
   std::string limited_by;  // why something better does not run, else empty
   std::size_t l1d_bytes = 32 << 10;
