@@ -392,7 +392,7 @@ def stacks_and_experts():
     same(jax.jit(jq.ragged_dot)(rows, experts, sizes), jq.ragged_dot(rows, w, sizes))
 
 
-@each(*[(kind, form) for kind in KINDS for form in FORMATS])
+@each(*[(kind, form) for kind in KINDS for form in ("int8", "fp16", "int4")])
 def stacks_of_stacks(kind, form):
     """Nested vmap, of products with weights of their own that are split by either dimension of
     the stack; gradients, too. Of a weight that one dimension shares, sums are exchanged alone."""
@@ -427,7 +427,7 @@ def stacks_of_stacks(kind, form):
                 same(jax.jit(back(f))(x__, w_, ct_), gradient, 1e-6)
 
 
-@each(*[(kind, form) for kind in KINDS for form in FORMATS])
+@each(*[(kind, form) for kind in KINDS for form in ("int8", "fp16", "int4")])
 def gradients_in_what_is_shared(kind, form):
     """Of a bias that all rows have, of a residual that products share: sums of parts."""
     mesh, w = mesh_of(KINDS[kind]), weight(form)

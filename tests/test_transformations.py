@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import jax_qgemm as jq
+from jax_qgemm.primitives.gemm import gemm
+from jax_qgemm.types import GemmSpec
 
 K, N = 37, 21
 
@@ -224,6 +226,28 @@ def test_stacks_of_weights(batch, form, rng):
     if form != "float":
         out = jq.quantized_linear(q, w, out_scale=np.full(N, 0.1), out_zero_point=3)
         assert out.shape == got.shape and out.scale.shape == (*(1,) * len(batch), 1, N)
+
+
+@pytest.mark.parametrize(
+    "x_batch, w_batch",
+    [((3,), (1,)), ((1,), (3,)), ((3, 1), (1, 2)), ((3, 2), (3, 1)), ((2, 3), ())],
+)
+def test_dimensions_of_one_are_repeated(x_batch, w_batch, rng):
+    """The primitive's own batches, whichever jax.vmap makes."""
+    batch = np.broadcast_shapes(x_batch, w_batch)
+    pack = jq.pack_weight
+    for _ in w_batch:
+        pack = jax.vmap(pack)
+    x, w = floats(rng, *x_batch, 5, K), pack(floats(rng, *w_batch, K, N))
+    spec = GemmSpec(dynamic=True, x_scale="none", batched=len(batch))
+    parts = dict(data=w.data, w_scale=w.scale, column_sums=w.column_sums)
+    for product in (gemm, jax.jit(gemm, static_argnums=0)):
+        got = product(spec, x=x, **parts)
+        assert got.shape == (*batch, 5, N)
+        for i in np.ndindex(*batch):
+            own = tuple(min(a, b - 1) for a, b in zip(i, x_batch, strict=True))
+            of_w = tuple(min(a, b - 1) for a, b in zip(i, w_batch, strict=False))
+            assert equal(got[i], jq.dot(x[own], pick(w, of_w)))
 
 
 @pytest.mark.parametrize("m, k, n", [(0, 16, 5), (3, 0, 5), (3, 16, 0), (0, 0, 0)])
