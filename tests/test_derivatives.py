@@ -202,7 +202,7 @@ def test_stacks(form, rng):
     close(many, cts @ real[0].T)
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", ["int8", "int8:32", "fp16", "int4"])
 @pytest.mark.parametrize("axes", [("b",), ("b", "x"), ("x", "b"), ("b", "w"), ("w", "b")])
 def test_batches_of_bias_alone(axes, form, rng):
     """A vmap that maps nothing else, among others, leaves a product without that dimension."""
