@@ -62,11 +62,12 @@ def stacked(value, like, axis: int):
     if of_like.mesh.empty:
         return jnp.broadcast_to(value, shape)
     split = of_like.spec[axis]
-    taken = {name for entry in own.spec for name in _names(entry)}
-    spec = (None if taken.intersection(_names(split)) else split, *own.spec)
+    taken = {name for entry in own.spec for name in axes_of(entry)}
+    spec = (None if taken.intersection(axes_of(split)) else split, *own.spec)
     dims = tuple(range(1, len(shape)))
     return jax.lax.broadcast_in_dim(value, shape, dims, out_sharding=of_like.update(spec=spec))
 
 
-def _names(entry) -> tuple[str, ...]:
+def axes_of(entry) -> tuple[str, ...]:
+    """The mesh axes that an entry of a PartitionSpec names."""
     return () if entry is None else entry if isinstance(entry, tuple) else (entry,)

@@ -71,14 +71,6 @@ def _batch(primitive, ranks, operands, axes, *, batch: int, **params):
     return results, [0] * len(results)
 
 
-def _folding(reference_of_one, fold):
-    def run(*operands, **params):
-        folded = fold(run, operands, **params)
-        return folded(*operands) if folded else reference_of_one(*operands, **params)
-
-    return run
-
-
 def _attention_reference(query, *operands, scale: float, causal: bool, has_mask: bool, batch: int):
     cache, (position, *mask) = operands[:_PARTS], operands[_PARTS:]
     return [reference.attention(query, cache, position, *mask, scale=scale, causal=causal)]
@@ -95,7 +87,7 @@ _CACHE = (("g", None),) * _PARTS
 
 def _split(operands, ranks, own, results, own_results, batch: int):
     """`own`: what the dimensions behind the batch are split by, for each operand and result."""
-    lead = {f"b{i}": size for i, size in enumerate(results[0].shape[:batch])}
+    lead = batches.named(results[0], batch)
     of_operands = tuple(
         batches.factors(operand, rank, lead) + dims
         for operand, rank, dims in zip(operands, ranks, own, strict=True)
@@ -121,7 +113,7 @@ _fold_attention, _fold_update = _folds(_OF_ATTENTION), _folds(_OF_UPDATE)
 attention_p = common.define(
     "jax_qgemm.attention.v1",
     abstract_eval=_abstract_attention,
-    reference=_folding(_attention_reference, _fold_attention),
+    reference=common.folding(_attention_reference, _fold_attention),
     attributes=lambda scale, causal, has_mask, batch: {
         "scale": np.float32(scale),
         "causal": causal,
@@ -136,7 +128,7 @@ attention_p = common.define(
 update_kv_cache_p = common.define(
     "jax_qgemm.update_kv_cache.v1",
     abstract_eval=_abstract_update,
-    reference=_folding(_update_reference, _fold_update),
+    reference=common.folding(_update_reference, _fold_update),
     attributes=lambda batch: {},
     batch=lambda *args, **params: _batch(update_kv_cache_p, _OF_UPDATE, *args, **params),
     operation=lambda **_: "KVCache.update",

@@ -48,8 +48,13 @@ def insert(operands, axes, ranks, dims: int):
     return inserted
 
 
+def named(result, dims: int) -> dict[str, int]:
+    """Names and sizes of the factors that a batch of so many dimensions is (`Split`)."""
+    return {f"b{i}": size for i, size in enumerate(result.shape[:dims])}
+
+
 def factors(operand, rank: int, sizes: dict[str, int]) -> tuple[str | None, ...]:
-    """What an operand's dimensions of the batch are split by, given the sizes of all (`Split`)."""
+    """What an operand's dimensions of the batch are split by, given all of `named`."""
     own = operand.shape[: operand.ndim - rank]
     return tuple(
         name if size == of_batch else None

@@ -107,6 +107,16 @@ def define(
     return primitive
 
 
+def folding(reference_of_one, fold):
+    """A reference of calls that `fold` does not fold, as one of all."""
+
+    def run(*operands, **params):
+        folded = fold(run, operands, **params)
+        return folded(*operands) if folded else reference_of_one(*operands, **params)
+
+    return run
+
+
 def _eager(primitive: Primitive):
     """Outside jit: compile the one call, once for each shape and set of parameters."""
 

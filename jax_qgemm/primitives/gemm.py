@@ -151,9 +151,6 @@ def _fold(call, avals, *, spec: GemmSpec):
 
 
 def _reference(*operands, spec: GemmSpec):
-    folded = _fold(_reference, operands, spec=spec)
-    if folded:
-        return folded(*operands)
     names = operand_names(spec)
 
     def product(*parts):
@@ -258,7 +255,7 @@ def _split(avals, results, *, spec: GemmSpec):
         "out_zero_point": (),
         "group_sizes": (),
     }
-    lead = {f"b{i}": size for i, size in enumerate(results[0].shape[: spec.batched])}
+    lead = batches.named(results[0], spec.batched)
     sizes = lead | dict(zip(rows, operands["x"].shape[-rank("x", spec) : -1], strict=True))
     if columns:
         sizes["n"] = n // reference.PANEL
@@ -284,7 +281,7 @@ def _split(avals, results, *, spec: GemmSpec):
 gemm_p = common.define(
     "jax_qgemm.gemm.v1",
     abstract_eval=_abstract_eval,
-    reference=_reference,
+    reference=common.folding(_reference, _fold),
     attributes=_attributes,
     batch=_batch,
     operation=operation,

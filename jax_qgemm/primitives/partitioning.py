@@ -13,7 +13,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jax_qgemm.explicit import without_mesh
+from jax_qgemm.explicit import axes_of, without_mesh
 
 Dims = tuple[str | None, ...]
 
@@ -43,7 +43,7 @@ class Split:
             for factor, entry in zip(dims, tuple(spec), strict=False):
                 if factor is None or entry is None or factor in axes:
                     continue
-                names = entry if isinstance(entry, tuple) else (entry,)
+                names = axes_of(entry)
                 parts = math.prod(mesh_shape[name] for name in names)
                 if used.isdisjoint(names) and self.sizes[factor] % parts == 0:
                     axes[factor] = names

@@ -298,20 +298,21 @@ class BlockRunner {
       return p == nullptr ? p : p + column;
     };
     for (const TileStep& step : steps) {
+      // Of blocks of K none is deferred: they may share the arguments.
+      TileArgs& args = args_[turn_];
+      if (family_.finish != nullptr) turn_ = 1 - turn_;
+      args.row_negative_zeros = prepared.negative_zeros(row);
+      args.row_scales = prepared.scales(row);
+      // What is kept from block to block is that of all rows.
+      const bool kept = plan_.MakesPanels();
+      args.partial = partial_ + (kept ? row * kPanelColumns + step.column : 0);
+      args.out = out + step.column * out_size_;
+      args.out_stride = out_stride_;
+      args.bias = at(columns_.bias, step.column);
+      args.residual = at(residual_, step.column * SizeOf(plan_.epilogue.residual));
+      args.residual_stride = residual_stride_;
+      args.out_inverses = inverses_ + step.column;
       for (std::int64_t block = begin; block < end; ++block) {
-        TileArgs& args = args_[turn_];
-        if (family_.finish != nullptr) turn_ = 1 - turn_;
-        args.row_negative_zeros = prepared.negative_zeros(row);
-        args.row_scales = prepared.scales(row);
-        // What is kept from block to block is that of all rows.
-        const bool kept = plan_.MakesPanels();
-        args.partial = partial_ + (kept ? row * kPanelColumns + step.column : 0);
-        args.out = out + step.column * out_size_;
-        args.out_stride = out_stride_;
-        args.bias = at(columns_.bias, step.column);
-        args.residual = at(residual_, step.column * SizeOf(plan_.epilogue.residual));
-        args.residual_stride = residual_stride_;
-        args.out_inverses = inverses_ + step.column;
         const std::int64_t first = block * plan_.k_block;
         const std::int64_t rest = plan_.layout.PaddedK() - first;
         const std::int64_t length = plan_.parts ? 0 : std::min(plan_.k_block, rest);
@@ -354,7 +355,7 @@ class BlockRunner {
     const std::int64_t offset = first_k * rows * a_size_;
     if (next_w_ == nullptr) {
       args.next = workspace_.rows.a(row + rows) + offset;
-      args.next_bytes = rows * plan_.a_stride / plan_.k_blocks;
+      if (family_.finish != nullptr) args.next_bytes = rows * plan_.a_stride / plan_.k_blocks;
       return;
     }
     const std::int64_t panel_bytes = plan_.layout.PanelOffset(1);

@@ -113,9 +113,7 @@ void SplitWork(Plan& plan) {
 }
 
 // Whole cache lines, an odd number: else those of some rows would compete for the same places.
-std::int64_t CopiedStride(std::int64_t row_bytes) {
-  return std::max<std::int64_t>(1, CeilDiv(row_bytes, 64) | 1) * 64;
-}
+std::int64_t CopiedStride(std::int64_t row_bytes) { return (CeilDiv(row_bytes, 64) | 1) * 64; }
 
 std::vector<KPart> PartsInUse(std::int64_t k_blocks) {
   if (k_blocks == 1) return {KPart::kWhole};
