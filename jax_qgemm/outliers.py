@@ -46,18 +46,8 @@ def _count(magnitudes: jax.Array) -> jax.Array:
     step = 4 * _QUADS
     padded = jnp.pad(magnitudes, ((0, -k % step), (0, 0)))
     pairs = padded.reshape(padded.shape[0] // step, _QUADS, 2, 2, n)
-    parts = [pairs[:, quad, :, i] for quad in range(_QUADS) for i in range(2)]
-    excess = jnp.maximum(sum(parts) - _MOST, 0)
-    largest = jnp.max(jnp.stack(parts), axis=0)
-    # The largest first, then the others.
-    taken = []
-    for part in parts:
-        take = jnp.where(part == largest, jnp.minimum(part, excess), 0)
-        excess -= take
-        taken.append(take)
-    count = jnp.int32(0)
-    for part, take in zip(parts, taken, strict=True):
-        rest = jnp.minimum(part - take, excess)
-        excess -= rest
-        count += jnp.sum(take + rest > 0)
-    return count
+    parts = jnp.stack([pairs[:, quad, :, i] for quad in range(_QUADS) for i in range(2)])
+    # The largest gives what is too much, as far as it goes, then the next.
+    parts = jnp.sort(parts, axis=0, descending=True)
+    before = jnp.cumsum(parts, axis=0) - parts
+    return jnp.sum(before < jnp.sum(parts, axis=0) - _MOST)

@@ -28,9 +28,10 @@ class Acc16TileEmitter : public TileEmitter {
   Vec Accumulator(int row, int vector) const override { return V(row * vectors() + vector); }
   Vec Temporary(int i) const override { return V((wide() ? 24 : 12) + i); }
   // Of the K loop.
-  Vec Weights(int quad) const { return V((wide() ? 24 : 10) + quad); }
+  Vec Broadcast(int quad) const { return V((wide() ? 24 : 10) + quad); }
   Vec Product(int quad) const { return V((wide() ? 26 : 12) + quad); }
   Vec Ones() const { return V(wide() ? 28 : 14); }
+  Vec FirstWeights() const { return V(wide() ? 29 : 15); }
 
   void Quads(int count) override {
     for (int quad = 0; quad < count; quad += kQuadsInInt16) {
@@ -39,20 +40,31 @@ class Acc16TileEmitter : public TileEmitter {
   }
   void Quad(int quad) override { Multiply(quad, 1); }
 
+  // A row at a time: a broadcast serves all vectors, and the last one's products take its place.
+  // Two loads a cycle keep up with what multiplies, so that weights need no registers.
   void Multiply(int first, int count) {
-    for (int vector = 0; vector < vectors(); ++vector) {
+    const auto weights = [&](int quad, int vector) {
+      return ptr[reg_b + ((first + quad) * panel_bytes() + vector * vector_bytes())];
+    };
+    LoadInt(FirstWeights(), weights(0, 0));
+    for (int row = 0; row < rows(); ++row) {
       for (int i = 0; i < count; ++i) {
-        const int offset = (first + i) * panel_bytes() + vector * vector_bytes();
-        LoadInt(Weights(i), ptr[reg_b + offset]);
+        vpbroadcastd(Broadcast(i), dword[Row(reg_a, reg_a3, row, (first + i) * kQuadBytes)]);
       }
-      for (int row = 0; row < rows(); ++row) {
+      for (int vector = 0; vector < vectors(); ++vector) {
+        const auto product = [&](int i) {
+          return vector + 1 < vectors() ? Product(i) : Broadcast(i);
+        };
         for (int i = 0; i < count; ++i) {
-          vpbroadcastd(Product(i), dword[Row(reg_a, reg_a3, row, (first + i) * kQuadBytes)]);
-          vpmaddubsw(Product(i), Product(i), Weights(i));
+          if (i == 0 && vector == 0) {
+            vpmaddubsw(product(i), Broadcast(i), FirstWeights());
+          } else {
+            vpmaddubsw(product(i), Broadcast(i), weights(i, vector));
+          }
         }
-        if (count == 2) vpaddw(Product(0), Product(0), Product(1));
-        vpmaddwd(Product(0), Product(0), Ones());
-        vpaddd(Accumulator(row, vector), Accumulator(row, vector), Product(0));
+        if (count == 2) vpaddw(product(0), product(0), product(1));
+        vpmaddwd(product(0), product(0), Ones());
+        vpaddd(Accumulator(row, vector), Accumulator(row, vector), product(0));
       }
     }
   }
@@ -76,7 +88,7 @@ TileFn Avx512BwAcc16Tile(const TileKey& key) {
   return cache.Get(key);
 }
 
-int Avx2Acc16MaxColumns(int rows) { return rows == 1 ? 64 : rows == 2 ? 32 : 16; }
+int Avx2Acc16MaxColumns(int) { return 16; }
 
 TileFn Avx2Acc16Tile(const TileKey& key) {
   static auto& cache = *new TileCache<Avx2Acc16TileEmitter>(Isa::kAvx2);

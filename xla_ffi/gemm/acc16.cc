@@ -5,10 +5,10 @@
 namespace qgemm {
 namespace {
 
-// As a share of the time of a row of a product in int32, measured on Zen 4 with AVX2: a row of the
-// same product, a row of the outliers if all weights were such, and splitting a panel, which takes
-// as long as so many rows, without outliers and with nothing but such.
-constexpr double kRow = 0.69, kOutlierRow = 3.6, kSplit = 7, kOutlierSplit = 1270;
+// As a share of the time of a row of a product in int32, measured on Zen 3: a row of the same
+// product, a row of the outliers if all weights were such, and splitting a panel, which takes as
+// long as so many rows, without outliers and with nothing but such.
+constexpr double kRow = 0.68, kOutlierRow = 4.8, kSplit = 4, kOutlierSplit = 850;
 // What there must be to gain at least, for the choice not to depend on the machine.
 constexpr double kMargin = 1.25;
 // Outliers per sum in int16 that could saturate, of four weights.

@@ -136,7 +136,7 @@ class BlockRunner {
     w_ = operands_.w + plan_.layout.PanelOffset(panel);
     sums_ = sums;
     if (plan_.key.acc16) {
-      workspace_.splitter->Split(w_, width);
+      workspace_.splitter->Split(w_, width, family_.max_columns(1));
       w_ = workspace_.splitter->weights();
       sums_ = workspace_.splitter->sums();
     }
@@ -320,7 +320,8 @@ class BlockRunner {
         SetNext(args, row, rows, first);
         const std::int64_t elements = kept ? 1 : ElementsOfStep(plan_.layout.w);
         const std::int64_t steps_before = kept ? 0 : first / elements;
-        args.b = w_ + (steps_before * width_ + step.column) * kStepBytes;
+        args.b = plan_.key.acc16 ? w_ + step.column * plan_.layout.PaddedK()
+                                 : w_ + (steps_before * width_ + step.column) * kStepBytes;
         args.quads = length / elements;
         if (args.groups > 0) SetGroups(args, step.column, row);
         const std::int64_t of_sums = block % Sums();

@@ -189,9 +189,10 @@ class PanelSplitter {
   // The rows that the next panels meet: `count` of them, of so many quads.
   virtual void SetRows(const std::uint8_t* a, std::int64_t a_stride, std::int64_t count,
                        std::int64_t quads) = 0;
-  virtual void Split(const std::int8_t* panel, std::int64_t width) = 0;
-  // Of the last panel, until the next: weights for the kernels, and what the outliers add,
-  // [rows][kPanelColumns].
+  // For tiles of so many columns, of which a panel has a whole number, or fewer than those of one.
+  virtual void Split(const std::int8_t* panel, std::int64_t width, std::int64_t columns) = 0;
+  // Of the last panel, until the next: weights for the kernels, a tile's after the other's, and
+  // what the outliers add, [rows][kPanelColumns].
   virtual const std::int8_t* weights() const = 0;
   virtual const std::int32_t* sums() const = 0;
 };

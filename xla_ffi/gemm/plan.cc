@@ -138,7 +138,7 @@ std::vector<TileStep> MakeSteps(const Plan& plan, int rows, int width) {
       const bool from_sums = plan.key.acc16 || plan.parts != nullptr;
       const TileKey key{rows,
                         columns,
-                        width,
+                        plan.key.acc16 ? columns : width,
                         part,
                         streams,
                         plan.epilogue,

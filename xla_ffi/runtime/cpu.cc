@@ -35,6 +35,7 @@ std::vector<Feature> Features(const XCpu& cpu) {
       {"avx2", cpu.has(XCpu::tAVX2)},
       {"fma", cpu.has(XCpu::tFMA)},
       {"f16c", cpu.has(XCpu::tF16C)},
+      {"bmi1", cpu.has(XCpu::tBMI1)},
       {"avx_vnni", cpu.has(XCpu::tAVX_VNNI)},
       {"avx512f", cpu.has(XCpu::tAVX512F)},
       {"avx512bw", cpu.has(XCpu::tAVX512BW)},
@@ -111,11 +112,12 @@ CpuInfo Detect() {
     info.limited_by = "the operating system does not let a process run code it has generated";
     return info;
   }
-  const bool avx2 = cpu.has(XCpu::tAVX2) && cpu.has(XCpu::tFMA) && cpu.has(XCpu::tF16C);
+  const bool avx2 =
+      cpu.has(XCpu::tAVX2) && cpu.has(XCpu::tFMA) && cpu.has(XCpu::tF16C) && cpu.has(XCpu::tBMI1);
   if (avx2) {
     info.available.push_back(Isa::kAvx2);
   } else {
-    info.limited_by = "the CPU has no AVX2, or it has no FMA or F16C";
+    info.limited_by = "the CPU has no AVX2, or it has no FMA, F16C or BMI1";
   }
   const bool avx512bw =
       avx2 && cpu.has(XCpu::tAVX512F) && cpu.has(XCpu::tAVX512BW) && cpu.has(XCpu::tAVX512VL);
