@@ -1,5 +1,7 @@
 """Fresh interpreters, for what is decided at import."""
 
+import collections
+import concurrent.futures
 import functools
 import json
 import os
@@ -22,14 +24,27 @@ def python(code, *flags, **env):
 
 
 @functools.cache
-def checks(script: str, devices: int) -> dict:
-    """What went wrong, by check, in a script of checks on so many virtual devices."""
-    run = subprocess.run(
-        [sys.executable, script, str(devices)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.path.dirname(__file__)},
-    )
-    assert run.returncode == 0, run.stderr
+def checks(script: str, counts: tuple[int, ...]) -> dict:
+    """What went wrong in a script of checks, by number of virtual devices and by check.
+
+    Each number has a process of its own, all at once.
+    """
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return dict(zip(counts, pool.map(functools.partial(_checks, script), counts), strict=True))
+
+
+def _checks(script, devices):
+    try:
+        run = subprocess.run(
+            [sys.executable, script, str(devices)],
+            capture_output=True,
+            text=True,
+            timeout=1500,
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.path.dirname(__file__)},
+        )
+        failed = run.stderr if run.returncode != 0 else None
+    except subprocess.TimeoutExpired as error:
+        failed = str(error)
+    if failed is not None:
+        return collections.defaultdict(lambda: failed)
     return dict(json.loads(line) for line in run.stdout.splitlines())

@@ -23,8 +23,8 @@ namespace {
 
 constexpr std::int64_t kRows = 32;        // of a block of the copy of x
 constexpr std::int64_t kTransposed = 16;  // rows and columns at a time
-constexpr int kPairs = 3;
-constexpr int kAtOnce = 4;
+constexpr int kPairs = 3;                 // of a segment
+constexpr int kAtOnce = 4;                // outliers that are written without counting
 
 // Outliers of one column whose products with x fit int16 together: two of each pair, their values
 // twice.
