@@ -39,7 +39,7 @@ def _checks(script, devices):
             [sys.executable, script, str(devices)],
             capture_output=True,
             text=True,
-            timeout=1500,
+            timeout=1500,  # they share the cores
             env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.path.dirname(__file__)},
         )
         failed = run.stderr if run.returncode != 0 else None

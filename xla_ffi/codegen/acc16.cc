@@ -81,6 +81,7 @@ struct Avx2Acc16TileEmitter final : Acc16TileEmitter {
 
 }  // namespace
 
+// For tiles of any number of rows: they read the same copy of a panel (PanelSplitter::Split).
 int Avx512BwAcc16MaxColumns(int) { return 64; }
 
 TileFn Avx512BwAcc16Tile(const TileKey& key) {
