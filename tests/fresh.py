@@ -12,6 +12,14 @@ WITHOUT = "import sys; sys.modules['jax_qgemm._native'] = None\n"
 """Code that hides the extension from what follows."""
 
 
+PARTITIONING = {
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": os.path.dirname(__file__),
+    # What XLA's own code is like is not what is checked: the quicker it is compiled, the better.
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+}
+
+
 def python(code, *flags, **env):
     """Runs `code` with these flags of the interpreter and environment variables."""
     return subprocess.run(
@@ -40,7 +48,7 @@ def _checks(script, devices):
             capture_output=True,
             text=True,
             timeout=1500,  # they share the cores
-            env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.path.dirname(__file__)},
+            env=os.environ | PARTITIONING,
         )
         failed = run.stderr if run.returncode != 0 else None
     except subprocess.TimeoutExpired as error:

@@ -26,8 +26,8 @@ def test_engine_under_sanitizers(tmp_path, sanitizers):
     program = tmp_path / "engine_test"
     flags = ["-std=c++17", "-O1", "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
     build = [COMPILER, *flags, f"-I{engine}", ROOT / "tests/engine/engine_test.cc", *sources]
-    subprocess.run([*build, "-o", program, "-pthread"], check=True, timeout=300)
-    run = subprocess.run([program], capture_output=True, text=True, timeout=300)
+    subprocess.run([*build, "-o", program, "-pthread"], check=True, timeout=600)
+    run = subprocess.run([program], capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
     assert "0 failed" in run.stdout
     assert "\n0 passed" not in run.stdout
