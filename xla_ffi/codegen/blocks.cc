@@ -27,7 +27,7 @@ class BlockTileEmitter : public TileEmitter {
       : TileEmitter(width, key),
         vnni_(vnni),
         nibbles_(key.w == WType::kU4),
-        fetches_(streams() && !Cpu().streams_past_l2),
+        fetches_(key.streams && !Cpu().streams_past_l2),
         form_(key.blocks),
         panel_columns_(key.panel_columns),
         apart_(nibbles_ && vnni && wide() && rows() == 1) {

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "gemm/layout.h"
+
 namespace qgemm {
 
 #define QGEMM_ARG(field) offsetof(TileArgs, field)
@@ -123,7 +125,8 @@ void TileEmitter::LoopOverQuads(int a_bytes) {
   L(unrolled);
   Quads(kUnroll);
   if (fetches_next()) {
-    const int bytes = rows() * kUnroll * a_bytes;
+    const int bytes =
+        kUnroll * (key_.FetchesPart() ? key_.columns * int(kStepBytes) : rows() * a_bytes);
     for (int line = 0; line < bytes; line += 64) prefetcht1(ptr[reg_next + line]);
     add(reg_next, bytes);
   }

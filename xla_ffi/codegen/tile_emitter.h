@@ -22,7 +22,7 @@ class TileEmitter : public ActivationEmitter {
 
   int rows() const { return key_.rows; }
   int vectors() const { return vectors_; }  // across the columns of the tile
-  bool streams() const { return key_.streams; }
+  bool streams() const { return key_.streams && !key_.FetchesPart(); }  // its own weights
   bool has_partial() const { return key_.part == KPart::kMiddle || key_.part == KPart::kLast; }
   int panel_bytes() const { return key_.panel_columns * 4; }  // from quad to quad
 
@@ -68,7 +68,7 @@ class TileEmitter : public ActivationEmitter {
   // Blocks of more rows than one tile takes have tiles of so many (see EvenSplit): these fetch what
   // comes next.
   bool many_rows() const { return rows() >= 4; }
-  bool fetches_next() const { return many_rows() && !key_.ends; }
+  bool fetches_next() const { return key_.FetchesPart() || (many_rows() && !key_.ends); }
   int RowAt(int row) const { return key_.first_row + row; }
   bool adds_partial() const { return has_partial() && !key_.f32_panel; }
 

@@ -142,7 +142,9 @@ class BlockRunner {
     }
     part_ = item.part;
     item_rows_ = item.rows;
-    const bool fetch_rows = new_rows || plan_.PreparesPanels();  // whose blocks leave the L2
+    const bool more_rows = plan_.key.shape.m > family_.max_rows;
+    const bool fetch_rows =
+        (new_rows && more_rows) || plan_.PreparesPanels();  // whose blocks leave the L2
     next_w_ = fetch_rows ? nullptr : operands_.w + plan_.layout.PanelOffset(next_panel);
     const std::int64_t of_partial = plan_.MakesPanels() ? item.rows : family_.max_rows;
     partial_ = workspace_.partial.Reserve<float>(std::size_t(of_partial * kPanelColumns));
@@ -317,7 +319,6 @@ class BlockRunner {
         const std::int64_t rest = plan_.layout.PaddedK() - first;
         const std::int64_t length = plan_.parts ? 0 : std::min(plan_.k_block, rest);
         args.a = prepared.a(row) + first * a_size_;
-        SetNext(args, row, rows, first);
         const std::int64_t elements = kept ? 1 : ElementsOfStep(plan_.layout.w);
         const std::int64_t steps_before = kept ? 0 : first / elements;
         args.b = plan_.key.acc16 ? w_ + step.column * plan_.layout.PaddedK()
@@ -336,6 +337,7 @@ class BlockRunner {
                            : block < plan_.k_blocks - 1          ? KPart::kMiddle
                                                                  : KPart::kLast;
         args.key = &step.keys[int(part)];
+        SetNext(args, row, rows, first, step.column);
         step.kernels[int(part)](&args);
       }
     }
@@ -352,7 +354,8 @@ class BlockRunner {
   }
 
   // What a tile fetches meanwhile. Where the tiles have all of the next panel, they begin again.
-  void SetNext(TileArgs& args, std::int64_t row, std::int64_t rows, std::int64_t first_k) const {
+  void SetNext(TileArgs& args, std::int64_t row, std::int64_t rows, std::int64_t first_k,
+               std::int64_t column) const {
     const std::int64_t offset = first_k * rows * a_size_;
     if (next_w_ == nullptr) {
       args.next = workspace_.rows.a(row + rows) + offset;
@@ -367,8 +370,16 @@ class BlockRunner {
       args.next_bytes = bytes * rows / item_rows_ / plan_.k_blocks;
       return;
     }
+    const std::int64_t columns = args.key->columns;
+    if (args.key->FetchesPart()) {
+      const std::int64_t steps = first_k / ElementsOfStep(plan_.layout.w);
+      args.next = next_w_ + column * panel_bytes / kPanelColumns + steps * columns * kStepBytes;
+      return;
+    }
     const std::int64_t row_bytes = plan_.layout.PaddedK() * a_size_;
-    args.next = next_w_ + (row * row_bytes + offset) % std::max<std::int64_t>(1, panel_bytes);
+    const std::int64_t rows_before = (row * width_ + column * rows) / columns;
+    args.next =
+        next_w_ + (rows_before * row_bytes + offset) % std::max<std::int64_t>(1, panel_bytes);
   }
 
   const Plan& plan_;

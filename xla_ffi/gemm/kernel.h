@@ -40,6 +40,11 @@ struct TileKey {
   bool ends = false;
   int first_row = 0;
 
+  // Narrow tiles take turns in a panel, and the later ones find theirs in the cache: lest memory
+  // rests meanwhile, each fetches its part of the next panel.
+  bool FetchesPart() const { return streams && IsNarrow(columns, panel_columns); }
+  static bool IsNarrow(int columns, int panel_columns) { return 4 * columns <= panel_columns; }
+
   friend bool operator==(const TileKey& a, const TileKey& b) {
     return a.rows == b.rows && a.columns == b.columns && a.panel_columns == b.panel_columns &&
            a.part == b.part && a.streams == b.streams && a.epilogue == b.epilogue &&
