@@ -44,6 +44,7 @@ PeakLoop Avx512FloatPeak();
 RowKernels Avx2BlockRows(XType x);
 RowKernels Avx512BlockRows(XType x);
 int Avx2BlockMaxColumns(int rows);
+int AvxVnniBlockMaxColumns(int rows);
 TileFn Avx2BlockTile(const TileKey& key);
 TileFn AvxVnniBlockTile(const TileKey& key);
 int Avx512BwBlockMaxColumns(int rows);

@@ -56,7 +56,7 @@ class FloatTileEmitter : public TileEmitter {
     if (w_zero_) mov(reg_zeros, ptr[reg_args + offsetof(TileArgs, column_zeros)]);
     if (w_ == WType::kU4 && wide()) LoadTable(Nibbles(), kNibbles);
     if (IsBlocks(w_)) {
-      LoopOverGroups(a_bytes, [&] { WidenBlockScales(key); }, [] {});
+      LoopOverGroups(a_bytes, 1, [&](int) { WidenBlockScales(key); }, [](int) {});
     } else {
       LoopOverQuads(a_bytes);
     }

@@ -50,9 +50,10 @@ class TileEmitter : public ActivationEmitter {
   // All of K. A quad of x takes `a_bytes`.
   void LoopOverQuads(int a_bytes);
   // The same of weights in blocks: `begin` and `end` emit what comes before and after the quads of
-  // a group, with reg_block_scales and reg_row_groups at what the group has.
+  // a group, with reg_block_scales and reg_row_groups at what the group has; of one row for each of
+  // several passes over a group.
   template <class BeginGroup, class EndGroup>
-  void LoopOverGroups(int a_bytes, const BeginGroup& begin, const EndGroup& end);
+  void LoopOverGroups(int a_bytes, int passes, const BeginGroup& begin, const EndGroup& end);
   // A vector of what columns share, f32, from where a block has it.
   void LoadBlockScale(const Vec& to, const RegExp& from);
   // Address of row 0..5 of a matrix whose rows 0 and 3 are in `base` and `base3`.
@@ -95,24 +96,37 @@ class TileEmitter : public ActivationEmitter {
 };
 
 template <class BeginGroup, class EndGroup>
-void TileEmitter::LoopOverGroups(int a_bytes, const BeginGroup& begin, const EndGroup& end) {
-  constexpr int kUnroll = 4;  // see IsGroupOfBlocks
-  Xbyak::Label group, quads, done;
+void TileEmitter::LoopOverGroups(int a_bytes, int passes, const BeginGroup& begin,
+                                 const EndGroup& end) {
+  constexpr int kUnroll = 4;                                    // see IsGroupOfBlocks
+  const Xbyak::Reg64 &group_a = reg_a3, &group_b = reg_stride;  // of one row
+  Xbyak::Label group, done;
   mov(reg_block_scales, ptr[reg_args + offsetof(TileArgs, block_scales)]);
   mov(reg_row_groups, ptr[reg_args + offsetof(TileArgs, row_groups)]);
   mov(reg_groups, ptr[reg_args + offsetof(TileArgs, groups)]);
   test(reg_groups, reg_groups);
   jz(done, T_NEAR);
   L(group);
-  begin();
-  mov(reg_quads, ptr[reg_args + offsetof(TileArgs, group_steps)]);
-  align(32);
-  L(quads);
-  Quads(kUnroll);
-  Advance(kUnroll, a_bytes);
-  sub(reg_quads, kUnroll);
-  jnz(quads, T_NEAR);
-  end();
+  if (passes > 1) {
+    mov(group_a, reg_a);
+    mov(group_b, reg_b);
+  }
+  for (int pass = 0; pass < passes; ++pass) {
+    Xbyak::Label quads;
+    begin(pass);
+    if (pass > 0) {
+      mov(reg_a, group_a);
+      mov(reg_b, group_b);
+    }
+    mov(reg_quads, ptr[reg_args + offsetof(TileArgs, group_steps)]);
+    align(32);
+    L(quads);
+    Quads(kUnroll);
+    Advance(kUnroll, a_bytes);
+    sub(reg_quads, kUnroll);
+    jnz(quads, T_NEAR);
+    end(pass);
+  }
   add(reg_b, key_.panel_columns * int(key_.blocks.Bytes()));
   add(reg_block_scales, ptr[reg_args + offsetof(TileArgs, group_bytes)]);
   add(reg_row_groups, ptr[reg_args + offsetof(TileArgs, row_groups_stride)]);
