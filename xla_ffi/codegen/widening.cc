@@ -15,11 +15,12 @@ namespace {
 
 class WideningTileEmitter : public TileEmitter {
  protected:
-  WideningTileEmitter(VectorWidth width, const TileKey& key) : TileEmitter(width, key) {
+  WideningTileEmitter(VectorWidth width, const TileKey& key)
+      : TileEmitter(width, key), words_(!wide() && rows() == 1 && streams()) {
     Begin();
-    for (int i = 0; i < 2 * rows() * vectors(); ++i) Zero(V(i));
+    for (int i = 0; i < (words_ ? 1 : 2) * rows() * vectors(); ++i) Zero(V(i));
     LoopOverQuads(kQuadBytes);
-    for (int row = 0; row < rows(); ++row) {
+    for (int row = 0; row < rows() && !words_; ++row) {
       for (int vector = 0; vector < vectors(); ++vector) JoinHalves(row, vector);
     }
     if (key.from_sums) AddSums();
@@ -31,13 +32,41 @@ class WideningTileEmitter : public TileEmitter {
   static constexpr int kQuadBytes = 8;  // of x, as int16
 
   Vec Half(int row, int vector, int half) const { return V((row * vectors() + vector) * 2 + half); }
-  Vec Accumulator(int row, int vector) const override { return Half(row, vector, 0); }
+  Vec Accumulator(int row, int vector) const override {
+    return words_ ? V(vector) : Half(row, vector, 0);
+  }
   Vec Temporary(int i) const override { return V((wide() ? 24 : 12) + i); }
   Vec Weights(int half) const { return Temporary(half); }
   Vec Broadcast() const { return Temporary(2); }
   Vec Product() const { return Temporary(3); }
 
+  // Of one row from memory: even bytes meet k 0 2 of x, odd ones k 1 3, so a column has one sum,
+  // and a whole panel is read in order (Zen 3, 1x4096x4096: 1.5 times as fast; in the L2 a fifth
+  // slower).
+  void QuadByWords(int quad) {
+    const Vec x_even = V(8), x_odd = V(9), even = V(10), odd = V(11);
+    vpbroadcastq(x_odd, qword[reg_a + quad * kQuadBytes]);
+    vpshufb(x_even, x_odd, Constant(0x05040100));
+    vpshufb(x_odd, x_odd, Constant(0x07060302));
+    for (int vector = 0; vector < vectors(); ++vector) {
+      const int offset = quad * panel_bytes() + vector * vector_bytes();
+      if (streams() && offset % 64 == 0) FetchStream(*this, reg_b + offset);
+      vmovups(even, ptr[reg_b + offset]);
+      vpsraw(odd, even, 8);
+      vpsllw(even, even, 8);
+      vpsraw(even, even, 8);
+      vpmaddwd(odd, odd, x_odd);
+      vpmaddwd(even, even, x_even);
+      vpaddd(V(vector), V(vector), odd);
+      vpaddd(V(vector), V(vector), even);
+    }
+  }
+
   void Quad(int quad) override {
+    if (words_) {
+      QuadByWords(quad);
+      return;
+    }
     for (int vector = 0; vector < vectors(); ++vector) {
       const int offset = quad * panel_bytes() + vector * vector_bytes();
       for (int half = 0; half < 2; ++half) {
@@ -72,6 +101,8 @@ class WideningTileEmitter : public TileEmitter {
     vpermq(sum, sum, 0xd8);
     vshufi64x2(sum, sum, sum, 0xd8);
   }
+
+  const bool words_;
 };
 
 struct Avx512BwTileEmitter final : WideningTileEmitter {

@@ -226,6 +226,8 @@ struct KernelFamily {
   std::unique_ptr<PanelSplitter> (*make_splitter)() = nullptr;
   // What the CPU needs beside the ISA.
   bool CpuInfo::* needs = nullptr;
+  // The widest tile of one row whose weights stream; 0: as max_columns has it.
+  int streaming_columns = 0;
 };
 
 // Of int8 weights; of float sums; of weights in blocks and a quantized x.

@@ -17,7 +17,8 @@ const KernelFamily kFamilies[] = {
     {Isa::kPortable, AFormat::kS8Groups, 6, 2, PortableMaxColumns, PortableBlockTile, PortableRows,
      nullptr},
 #ifdef JAX_QGEMM_JIT
-    {Isa::kAvx2, AFormat::kS16, 6, 28, Avx2MaxColumns, Avx2Tile, Avx2Rows, Avx2Peak},
+    {Isa::kAvx2, AFormat::kS16, 6, 28, Avx2MaxColumns, Avx2Tile, Avx2Rows, Avx2Peak, nullptr,
+     nullptr, nullptr, nullptr, kPanelColumns},
     {Isa::kAvx512Bw, AFormat::kS16, 6, 32, Avx512BwMaxColumns, Avx512BwTile, Avx512BwRows,
      Avx512BwPeak},
     {Isa::kAvx2, AFormat::kU8, 5, 42, Avx2Acc16MaxColumns, Avx2Acc16Tile, Avx2Rows, nullptr,

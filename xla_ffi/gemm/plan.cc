@@ -123,15 +123,17 @@ std::vector<KPart> PartsInUse(std::int64_t k_blocks) {
 
 std::vector<TileStep> MakeSteps(const Plan& plan, int rows, int width) {
   std::vector<TileStep> steps;
-  const int widest = plan.family->max_columns(rows);
+  const KernelFamily& family = *plan.family;
   // Weights that take a good part of the L3 have left it before they are needed again; from a slow
-  // one they come late, too (Ice Lake, 2 to 6 rows of 768x3072: 1.15 to 1.3 times as fast). Narrow
-  // tiles fetch what is not in the L2 (Zen 3, 5 rows of 768x3072: twice as fast).
-  const bool late = !Cpu().fast_l3 || TileKey::IsNarrow(widest, width);
-  const auto cached = std::int64_t(late ? Cpu().l2_bytes / 2 : Cpu().l3_bytes / 8);
-  const bool streams = Cpu().wants_fetches && plan.key.shape.m <= plan.family->max_rows &&
+  // one they come late, too (2 to 6 rows of 768x3072: on Ice Lake 1.15 to 1.3 times as fast, on Zen
+  // 3 twice).
+  const auto cached = std::int64_t(Cpu().fast_l3 ? Cpu().l3_bytes / 8 : Cpu().l2_bytes / 2);
+  const bool streams = Cpu().wants_fetches && plan.key.shape.m <= family.max_rows &&
                        !plan.key.spec.transposed &&
                        plan.layout.Bytes() * plan.key.shape.batch > cached;
+  const int widest = rows == 1 && streams && family.streaming_columns > 0
+                         ? family.streaming_columns
+                         : family.max_columns(rows);
   for (int column = 0; column < width;) {
     TileStep step{};
     step.column = column;
@@ -149,7 +151,7 @@ std::vector<TileStep> MakeSteps(const Plan& plan, int rows, int width) {
                         plan.layout.blocks,
                         plan.key.f32_panels};
       step.keys[int(part)] = key;
-      step.kernels[int(part)] = plan.family->tile(key);
+      step.kernels[int(part)] = family.tile(key);
     }
     steps.push_back(step);
     column += columns;

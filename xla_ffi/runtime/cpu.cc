@@ -130,7 +130,8 @@ CpuInfo Detect() {
   if (avx512_vnni) info.available.push_back(Isa::kAvx512Vnni);
   const bool amd = info.vendor == "AuthenticAMD" || info.vendor == "HygonGenuine";
   info.wants_fetches = !cpu.has(XCpu::tAMX_TILE);
-  info.streams_past_l2 = info.converts_beside = info.fast_l3 = amd;
+  info.streams_past_l2 = info.converts_beside = amd;
+  info.fast_l3 = amd && avx512bw;
   info.avx512_bf16 = avx512_vnni && cpu.has(XCpu::tAVX512_BF16);
   // Its kernels finish what the tiles leave with AVX-512 VNNI.
   const bool amx_int8 = avx512_vnni && cpu.has(XCpu::tAMX_TILE) && cpu.has(XCpu::tAMX_INT8);

@@ -28,7 +28,8 @@ struct CpuInfo {
   bool streams_past_l2 = false;
   // Numbers become f32 beside multiplications, not in their place: see gemm/f32_panels.cc.
   bool converts_beside = false;
-  // A core reads its L3 as fast as tiles of few rows take weights (Zen 4: 95 GB/s; Ice Lake: 28).
+  // A core reads its L3 as fast as tiles of few rows take weights (Zen 4: 95 GB/s; Ice Lake: 28;
+  // not Zen 3, either).
   bool fast_l3 = false;
   // Weights that come from memory are there sooner if kernels fetch them, too, than by the hardware
   // alone (not on Xeons with AMX: 1x4096x4096 alone 1.1 times as fast; else see codegen/stream.h).
