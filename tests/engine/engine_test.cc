@@ -186,6 +186,10 @@ int main(int argc, char** argv) {
     if (isa != Isa::kPortable) {
       check({{130, 576, 2800}, RandomSpec(), isa, 2});
       check({{20, 1024, 4200}, RandomSpec(), isa, 2});
+      // Few rows, weights beyond the caches.
+      for (const std::int64_t rows : {1, 1, 1, 2, 3, 4, 6}) {
+        check({{rows, 1100, 4200}, RandomSpec(), isa, 2});
+      }
     }
     // Long K: several blocks, also with 255 * 255 sums.
     for (const std::int64_t k : {32768, 65536, 131073, 200000}) {

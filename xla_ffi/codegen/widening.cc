@@ -50,7 +50,7 @@ class WideningTileEmitter : public TileEmitter {
     vpshufb(x_odd, x_odd, Constant(0x07060302));
     for (int vector = 0; vector < vectors(); ++vector) {
       const int offset = quad * panel_bytes() + vector * vector_bytes();
-      if (streams() && offset % 64 == 0) FetchStream(*this, reg_b + offset);
+      if (offset % 64 == 0) FetchStream(*this, reg_b + offset);
       vmovups(even, ptr[reg_b + offset]);
       vpsraw(odd, even, 8);
       vpsllw(even, even, 8);
