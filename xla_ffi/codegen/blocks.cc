@@ -40,10 +40,9 @@ class BlockTileEmitter : public TileEmitter {
     if (apart_) LoadConstant(HighMask(), kHighHalves);
     if (!vnni_ && !pairs_) LoadConstant(Ones(), kOnes);
     Begin();
-    const int passes = pairs_ && rows() == 1 ? (vectors() + kPassVectors - 1) / kPassVectors : 1;
-    const int of_pass = passes > 1 ? kPassVectors : vectors();
+    const int of_pass = pairs_ && rows() == 1 ? kPassVectors : vectors();
     LoopOverGroups(
-        int(ElementsOfStep(key.w)), passes,
+        int(ElementsOfStep(key.w)), int(CeilDiv(vectors(), of_pass)),
         [&](int pass) {
           first_ = pass * of_pass;
           end_ = std::min(vectors(), first_ + of_pass);

@@ -42,8 +42,7 @@ struct TileKey {
 
   // Narrow tiles take turns in a panel, and the later ones find theirs in the cache: lest memory
   // rests meanwhile, each fetches its part of the next panel.
-  bool FetchesPart() const { return streams && IsNarrow(columns, panel_columns); }
-  static bool IsNarrow(int columns, int panel_columns) { return 4 * columns <= panel_columns; }
+  bool FetchesPart() const { return streams && 4 * columns <= panel_columns; }
 
   friend bool operator==(const TileKey& a, const TileKey& b) {
     return a.rows == b.rows && a.columns == b.columns && a.panel_columns == b.panel_columns &&
@@ -68,7 +67,8 @@ struct RowGroup {
 struct TileArgs {
   const void* a;          // prepared rows of x, see AFormat; zero-padded to quads
   std::int64_t a_stride;  // bytes between rows
-  // What to fetch meanwhile, any address: as many bytes as `a` has; of families that defer, these.
+  // What to fetch meanwhile, any address: as many bytes as `a` has, or `b` of a tile that fetches a
+  // part of a panel; of families that defer, these.
   const void* next;
   std::int64_t next_bytes;
   const std::int8_t* b;  // the panel, from the tile's first column and first quad on
