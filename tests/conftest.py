@@ -4,6 +4,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -22,6 +23,18 @@ EXACT = bool(ISAS)  # native kernels are compared bit by bit, XLA's lowering wit
 
 def pytest_report_header():
     return f"jax_qgemm: {'native, ' + ', '.join(ISAS) if EXACT else 'no extension, XLA lowering'}"
+
+
+def pytest_collection_modifyitems(items):
+    # The longest file starts first, so that processes which share the files end together.
+    items.sort(key=lambda item: item.path.name != "test_sharding.py")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """Modules share few programs; thousands of them are gigabytes, and slow Python's collector."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture
