@@ -98,12 +98,13 @@ class TileEmitter : public ActivationEmitter {
 template <class BeginGroup, class EndGroup>
 void TileEmitter::LoopOverGroups(int a_bytes, int passes, const BeginGroup& begin,
                                  const EndGroup& end) {
-  constexpr int kUnroll = 4;                                    // see IsGroupOfBlocks
-  const Xbyak::Reg64 &group_a = reg_a3, &group_b = reg_stride;  // of one row
+  constexpr int kUnroll = 4;                            // see IsGroupOfBlocks
+  const Xbyak::Reg64 &group_a = reg_a3, group_b = rbx;  // of up to three rows
   Xbyak::Label group, done;
   mov(reg_block_scales, ptr[reg_args + offsetof(TileArgs, block_scales)]);
   mov(reg_row_groups, ptr[reg_args + offsetof(TileArgs, row_groups)]);
   mov(reg_groups, ptr[reg_args + offsetof(TileArgs, groups)]);
+  if (passes > 1) push(group_b);
   test(reg_groups, reg_groups);
   jz(done, T_NEAR);
   L(group);
@@ -133,6 +134,7 @@ void TileEmitter::LoopOverGroups(int a_bytes, int passes, const BeginGroup& begi
   sub(reg_groups, 1);
   jnz(group, T_NEAR);
   L(done);
+  if (passes > 1) pop(group_b);
 }
 
 }  // namespace qgemm

@@ -40,7 +40,7 @@ const KernelFamily kFamilies[] = {
      Avx512FloatRows, Avx512FloatPeak},
     {Isa::kAmxInt8, AFormat::kF32, 6, 16, Avx512FloatMaxColumns, Avx512FloatTile, Avx512FloatRows,
      Avx512FloatPeak},
-    {Isa::kAvx2, AFormat::kS8Groups, 4, 40, Avx2BlockMaxColumns, Avx2BlockTile, Avx2BlockRows,
+    {Isa::kAvx2, AFormat::kS8Groups, 3, 40, Avx2BlockMaxColumns, Avx2BlockTile, Avx2BlockRows,
      nullptr},
     {Isa::kAvx512Bw, AFormat::kS8Groups, 2, 24, Avx512BwBlockMaxColumns, Avx512BwBlockTile,
      Avx512BlockRows, nullptr},
