@@ -55,6 +55,7 @@ struct PairBlockTileEmitter final : BlockTileEmitter {
   Vec X() const { return V(15); }
   Vec Temporary(int i) const override { return V(12 + i); }
   GroupRegisters OfGroup() const override { return {V(13), V(14), V(15)}; }
+  bool many_rows() const override { return rows() == 3; }
 
   void EmitGroups(bool in_int16) {
     in_int16_ = in_int16;

@@ -33,6 +33,10 @@ class TileEmitter : public ActivationEmitter {
   // Free vector registers outside the K loop: 0 to 3, with AVX-512 to 6.
   virtual Vec Temporary(int i) const = 0;
 
+  // Blocks of more rows than one tile takes have tiles of so many (see EvenSplit): these fetch what
+  // comes next.
+  virtual bool many_rows() const { return rows() >= 4; }
+
   // Adds the products of one quad of K, `quad` of an unrolled iteration.
   virtual void Quad(int quad) = 0;
   // Adds those of an unrolled iteration.
@@ -66,9 +70,6 @@ class TileEmitter : public ActivationEmitter {
 
  private:
   bool sums_only() const { return key_.part == KPart::kFirst || key_.part == KPart::kMiddle; }
-  // Blocks of more rows than one tile takes have tiles of so many (see EvenSplit): these fetch what
-  // comes next.
-  bool many_rows() const { return rows() >= 4; }
   bool fetches_next() const { return key_.FetchesPart() || (many_rows() && !key_.ends); }
   int RowAt(int row) const { return key_.first_row + row; }
   bool adds_partial() const { return has_partial() && !key_.f32_panel; }
