@@ -1,17 +1,25 @@
 #include "gemm/f32_panels.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace qgemm {
 namespace {
 
-// From how many rows on a panel is made sooner than the tiles of all rows have converted it. Ice
-// Lake, 1024x1024 weights, on a core: float16 takes 8 places of multiplications, beside 24 of
+// From how many rows on a panel is made sooner than the tiles of all rows have converted it.
+//
+// Ice Lake, 1024x1024 weights, on a core: float16 takes 8 places of multiplications, beside 24 of
 // these, and gains 1.04 times at 48 rows, 1.18 at 96, 1.3 at 256; bfloat16 with 4 gains 1.1 at 256;
-// int8 and int4 with 12 and more 1.1 to 1.2 at 24 rows, 1.4 to 1.5 from 96 on. On Zen 4, which
-// converts beside multiplications, neither float16 nor bfloat16 gained at any number of rows.
-constexpr std::int64_t LeastRows(WType w) {
-  return w == WType::kF16 ? 64 : w == WType::kBf16 ? 192 : 24;
+// int8 and int4 with 12 and more 1.1 to 1.2 at 24 rows, 1.4 to 1.5 from 96 on. Where conversions
+// run beside multiplications neither float16 nor bfloat16 gained at any number of rows (Zen 3,
+// Zen 4); with AVX2, whose tiles are smaller, blocks gained 1.2 to 1.4 times at 24 rows, 1.6 at
+// 256, int8 1.1 from 96 on (Zen 3).
+std::int64_t LeastRows(const PlanKey& key) {
+  constexpr std::int64_t kNever = std::numeric_limits<std::int64_t>::max();
+  const WType w = key.spec.w;
+  if (!Cpu().converts_beside) return w == WType::kF16 ? 64 : w == WType::kBf16 ? 192 : 24;
+  if (IsFloat(w) || key.isa != Isa::kAvx2) return kNever;
+  return IsBlocks(w) ? 24 : 96;
 }
 
 }  // namespace
@@ -30,10 +38,10 @@ bool CanWidenPanels(const PlanKey& key) {
 }
 
 bool ShouldWidenPanels(const PlanKey& key) {
-  if (Cpu().converts_beside || !CanWidenPanels(key)) return false;
+  if (!CanWidenPanels(key)) return false;
   // A thread makes a panel for its own rows.
   const std::int64_t sharers = SharesRows(key.shape, key.threads) ? 1 : key.threads;
-  return key.shape.m / sharers >= LeastRows(key.spec.w);
+  return key.shape.m / sharers >= LeastRows(key);
 }
 
 }  // namespace qgemm
