@@ -100,6 +100,11 @@ class Product {
   int known_ = 0;
 };
 
+void Fetch(const std::int8_t* from, std::int64_t bytes) {
+  constexpr std::int64_t kLine = 64;
+  for (std::int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(from + i);
+}
+
 class ItemRunner {
  public:
   ItemRunner(const AttentionShape& shape, const AttentionOperands& operands, Isa isa)
@@ -129,10 +134,16 @@ class ItemRunner {
     queries_ = workspace.queries.Reserve<float>(std::size_t(rows_ * head_dim));
     scores_ = workspace.scores.Reserve<float>(std::size_t(rows_ * stride_));
     mixed_ = workspace.mixed.Reserve<float>(std::size_t(family_.max_rows * head_dim));
+    const bool fetches = rows_ <= family_.max_rows && Cpu().wants_fetches;
+    if (fetches) FetchKeys(0, seen);
     LoadQueries();
     const EvenSplit tiles{rows_, CeilDiv(rows_, family_.max_rows)};
     const PackedLayout keys = shape_.cache.Keys();
     for (std::int64_t panel = 0; panel * kPanelColumns < seen; ++panel) {
+      if (fetches) {
+        FetchKeys(panel + 1, seen);
+        FetchValues(panel, seen);
+      }
       for (std::int64_t tile = 0; tile < tiles.parts; ++tile) {
         const std::int64_t row = tiles.Begin(tile), count = tiles.Size(tile);
         if (Seen(row + count - 1) <= panel * kPanelColumns) continue;
@@ -152,6 +163,24 @@ class ItemRunner {
     const std::int64_t query = (first_ + row) / shape_.HeadsPerCacheHead();
     const std::int64_t queries = shape_.causal ? query + 1 : shape_.queries;
     return std::clamp<std::int64_t>(o_.positions.Of(batch_) + queries, 0, shape_.cache.length);
+  }
+
+  // Few rows (a step of decoding) read a cache once, from memory, in pages that the hardware does
+  // not see beyond. Keys are fetched a panel ahead, and beside them, as many as the L1 holds, the
+  // values of the same positions (Zen 3, two cores: 1.2 times as fast at 500 and 2000 positions).
+  void FetchKeys(std::int64_t panel, std::int64_t seen) const {
+    const std::int64_t first = panel * kPanelColumns, dim = shape_.cache.head_dim;
+    Fetch(key_ + first * dim, std::min(seen - first, kPanelColumns) * dim);
+  }
+  void FetchValues(std::int64_t panel, std::int64_t seen) const {
+    const std::int64_t first = panel * kPanelColumns;
+    if (first * shape_.cache.head_dim >= std::int64_t(Cpu().l1d_bytes)) return;
+    const PackedLayout values = shape_.cache.Values();
+    for (std::int64_t i = 0; i < values.Panels(); ++i) {
+      const std::int64_t width = values.PanelWidth(i);
+      Fetch(value_ + values.PanelOffset(i) + first * width,
+            std::min(seen - first, kPanelColumns) * width);
+    }
   }
 
   // Where the row of the block begins in query and out.
