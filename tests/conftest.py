@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs():
-    """Modules share few programs; thousands of them are gigabytes, and slow Python's collector."""
+    """Modules share few programs, and thousands of them are gigabytes in each process."""
     yield
     jax.clear_caches()
 

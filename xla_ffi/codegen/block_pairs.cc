@@ -83,7 +83,7 @@ struct PairBlockTileEmitter final : BlockTileEmitter {
       AddHalves(count, vector, vector + at_once);
     }
   }
-  void Quad(int) override {}
+  void Quad(int) override {}  // a step alone is none of Quads: halves go over several
 
   void AddHalves(int steps, int first, int end) {
     for (const int half : {0, 1}) {

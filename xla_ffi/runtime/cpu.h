@@ -31,8 +31,8 @@ struct CpuInfo {
   // A core reads its L3 as fast as tiles of few rows take weights (Zen 4: 95 GB/s; Ice Lake: 28;
   // not Zen 3, either).
   bool fast_l3 = false;
-  // Weights that come from memory are there sooner if kernels fetch them, too, than by the hardware
-  // alone (not on Xeons with AMX: 1x4096x4096 alone 1.1 times as fast; else see codegen/stream.h).
+  // What comes from memory is there sooner if kernels fetch it, too, than by the hardware alone
+  // (not on Xeons with AMX: 1x4096x4096 alone 1.1 times as fast; else see codegen/stream.h).
   bool wants_fetches = true;
   std::string limited_by;  // why something better does not run, else empty
   std::size_t l1d_bytes = 32 << 10;
