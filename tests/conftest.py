@@ -1,5 +1,6 @@
 """Shared by all tests: the oracle on the path, every instruction set in turn, comparisons."""
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -12,6 +13,10 @@ import pytest
 sys.path.insert(
     0, str(Path(__file__).parent)
 )  # `import oracle`, `cases`, also under importlib mode
+
+import fresh
+
+os.environ.setdefault("XLA_FLAGS", fresh.QUICKLY_COMPILED)  # before XLA reads it
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", UserWarning)  # the extension may be missing: test_native.py

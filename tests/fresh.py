@@ -12,19 +12,22 @@ WITHOUT = "import sys; sys.modules['jax_qgemm._native'] = None\n"
 """Code that hides the extension from what follows."""
 
 
+# Where it is not checked what XLA's own code is like: the quicker it is compiled, the better.
+QUICKLY_COMPILED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
 PARTITIONING = {
     "JAX_PLATFORMS": "cpu",
     "PYTHONPATH": os.path.dirname(__file__),
-    # What XLA's own code is like is not what is checked: the quicker it is compiled, the better.
-    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "XLA_FLAGS": QUICKLY_COMPILED,
 }
 
 
 def python(code, *flags, **env):
-    """Runs `code` with these flags of the interpreter and environment variables."""
+    """Runs `code`, compiled as users have it, with flags of the interpreter and environment
+    variables."""
     return subprocess.run(
         [sys.executable, *flags, "-c", code],
-        env=os.environ | env,
+        env=os.environ | {"XLA_FLAGS": ""} | env,
         capture_output=True,
         text=True,
         timeout=300,

@@ -15,8 +15,10 @@ COMPILER = shutil.which("c++")
 
 
 @pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
-@pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
-def test_engine_under_sanitizers(tmp_path, sanitizers):
+@pytest.mark.parametrize(
+    "sanitizers, arguments", [("address,undefined", []), ("thread", ["threads"])]
+)
+def test_engine_under_sanitizers(tmp_path, sanitizers, arguments):
     engine = ROOT / "xla_ffi"
     sources = [
         s
@@ -27,7 +29,7 @@ def test_engine_under_sanitizers(tmp_path, sanitizers):
     flags = ["-std=c++17", "-O1", "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
     build = [COMPILER, *flags, f"-I{engine}", ROOT / "tests/engine/engine_test.cc", *sources]
     subprocess.run([*build, "-o", program, "-pthread"], check=True, timeout=600)
-    run = subprocess.run([program], capture_output=True, text=True, timeout=900)
+    run = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
     assert "0 failed" in run.stdout
     assert "\n0 passed" not in run.stdout
