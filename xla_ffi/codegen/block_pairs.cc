@@ -11,7 +11,6 @@
 #include "codegen/block_emitter.h"
 #include "codegen/families.h"
 #include "codegen/group_emitter.h"
-#include "codegen/row_emitter.h"
 #include "codegen/tile_cache.h"
 
 namespace qgemm {
@@ -133,11 +132,7 @@ struct PairBlockTileEmitter final : BlockTileEmitter {
 
 }  // namespace
 
-RowKernels Avx2BlockRows(XType x) {
-  RowKernels rows = GeneratedRows(VectorWidth::k256, x);
-  rows.to_groups = GeneratedGroups(VectorWidth::k256, x);
-  return rows;
-}
+RowKernels Avx2BlockRows(XType x) { return GeneratedBlockRows(VectorWidth::k256, x); }
 
 int Avx2BlockMaxColumns(int rows) { return rows == 1 ? 64 : 16; }
 

@@ -10,7 +10,6 @@
 #include "codegen/encoding.h"
 #include "codegen/families.h"
 #include "codegen/group_emitter.h"
-#include "codegen/row_emitter.h"
 #include "codegen/stream.h"
 #include "codegen/tile_cache.h"
 
@@ -175,11 +174,7 @@ TileFn Generate(Isa isa, const TileKey& key) {
 
 }  // namespace
 
-RowKernels Avx512BlockRows(XType x) {
-  RowKernels rows = GeneratedRows(VectorWidth::k512, x);
-  rows.to_groups = GeneratedGroups(VectorWidth::k512, x);
-  return rows;
-}
+RowKernels Avx512BlockRows(XType x) { return GeneratedBlockRows(VectorWidth::k512, x); }
 
 int AvxVnniBlockMaxColumns(int) { return 16; }
 int Avx512BwBlockMaxColumns(int) { return 64; }

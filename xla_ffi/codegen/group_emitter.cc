@@ -6,6 +6,7 @@
 #include <cstring>
 #include <string>
 
+#include "codegen/row_emitter.h"
 #include "gemm/names.h"
 #include "runtime/kernel_cache.h"
 
@@ -192,14 +193,20 @@ class GroupEmitter final : public VectorEmitter {
   bool stores_ = false;
 };
 
-}  // namespace
-
 GroupsFn GeneratedGroups(VectorWidth width, XType x) {
   using Cache = KernelCache<GroupKey, GroupKeyHash, GroupEmitter>;
   static auto& narrow = *new Cache("avx2");
   static auto& wide = *new Cache("avx512");
   Cache& cache = width == VectorWidth::k512 ? wide : narrow;
   return reinterpret_cast<GroupsFn>(const_cast<void*>(cache.Get({width, x})));
+}
+
+}  // namespace
+
+RowKernels GeneratedBlockRows(VectorWidth width, XType x) {
+  RowKernels rows = GeneratedRows(width, x);
+  rows.to_groups = GeneratedGroups(width, x);
+  return rows;
 }
 
 }  // namespace qgemm

@@ -1,4 +1,4 @@
-// Generated kernels that quantize a row of x by groups.
+// Generated kernels for rows of x that are multiplied with weights in blocks: quantized by groups.
 #pragma once
 
 #include "codegen/vector_emitter.h"
@@ -6,7 +6,7 @@
 
 namespace qgemm {
 
-// Generated at first use.
-GroupsFn GeneratedGroups(VectorWidth width, XType x);
+// Those of other rows (row_emitter.h), and to_groups; generated at first use.
+RowKernels GeneratedBlockRows(VectorWidth width, XType x);
 
 }  // namespace qgemm

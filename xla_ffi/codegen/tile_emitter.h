@@ -70,7 +70,10 @@ class TileEmitter : public ActivationEmitter {
 
  private:
   bool sums_only() const { return key_.part == KPart::kFirst || key_.part == KPart::kMiddle; }
-  bool fetches_next() const { return key_.FetchesPart() || (many_rows() && !key_.ends); }
+  // Their loop over groups does not.
+  bool fetches_next() const {
+    return !IsBlocks(key_.w) && (key_.FetchesPart() || (many_rows() && !key_.ends));
+  }
   int RowAt(int row) const { return key_.first_row + row; }
   bool adds_partial() const { return has_partial() && !key_.f32_panel; }
 
