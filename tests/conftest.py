@@ -16,11 +16,15 @@ sys.path.insert(
 
 import fresh
 
-os.environ.setdefault("XLA_FLAGS", fresh.QUICKLY_COMPILED)  # before XLA reads it
-
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", UserWarning)  # the extension may be missing: test_native.py
     import jax_qgemm as jq
+
+# XLA reads its flags once. Processes that tests start are compiled as users have it.
+with pytest.MonkeyPatch.context() as patch:
+    if "XLA_FLAGS" not in os.environ:
+        patch.setenv("XLA_FLAGS", fresh.QUICKLY_COMPILED)
+    jax.devices()
 
 ISAS = jq.cpu_info()["isa_available"]
 EXACT = bool(ISAS)  # native kernels are compared bit by bit, XLA's lowering within 2 ulp

@@ -23,11 +23,10 @@ PARTITIONING = {
 
 
 def python(code, *flags, **env):
-    """Runs `code`, compiled as users have it, with flags of the interpreter and environment
-    variables."""
+    """Runs `code` with these flags of the interpreter and environment variables."""
     return subprocess.run(
         [sys.executable, *flags, "-c", code],
-        env=os.environ | {"XLA_FLAGS": ""} | env,
+        env=os.environ | env,
         capture_output=True,
         text=True,
         timeout=300,
