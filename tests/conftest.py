@@ -20,7 +20,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", UserWarning)  # the extension may be missing: test_native.py
     import jax_qgemm as jq
 
-# XLA reads its flags once. Processes that tests start are compiled as users have it.
+# XLA reads its flags once, for the first device: what processes that tests start compile is as
+# users have it.
 with pytest.MonkeyPatch.context() as patch:
     if "XLA_FLAGS" not in os.environ:
         patch.setenv("XLA_FLAGS", fresh.QUICKLY_COMPILED)

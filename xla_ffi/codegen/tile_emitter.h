@@ -70,7 +70,7 @@ class TileEmitter : public ActivationEmitter {
 
  private:
   bool sums_only() const { return key_.part == KPart::kFirst || key_.part == KPart::kMiddle; }
-  // Their loop over groups does not.
+  // LoopOverQuads does; weights in blocks have LoopOverGroups, which fetches nothing.
   bool fetches_next() const {
     return !IsBlocks(key_.w) && (key_.FetchesPart() || (many_rows() && !key_.ends));
   }
