@@ -42,41 +42,51 @@ class Sampling:
 class Generator:
     """Compiled programs of one model, for one sequence at a time, and the caches they fill.
 
-    Programs take the weights as arguments and give back the caches they get, in place.
+    Programs take the weights and the caches as flat lists of arrays, which cost the host half as
+    much at each call as their trees, and give back the caches they get, in place.
     """
 
     def __init__(self, model: Llama, cache_type: type, context: int, sampling: Sampling):
-        graph, self._state = nnx.split(model)
+        graph, state = nnx.split(model)
         config = model.blocks[0].config
         # Padding of a prompt needs room too.
         self.context = -(-context // BUCKET) * BUCKET
-        self._new_caches = lambda: tuple(
-            cache_type.zeros(1, self.context, config.cache_heads, config.head_dim)
-            for _ in range(config.layers)
-        )
 
-        def prefill(state, caches, ids, count, key):
-            model = nnx.merge(graph, state)
+        def new_caches():
+            sizes = 1, self.context, config.cache_heads, config.head_dim
+            return tuple(cache_type.zeros(*sizes) for _ in range(config.layers))
+
+        self._weights, of_weights = jax.tree.flatten(state)
+        of_caches = jax.tree.structure(jax.eval_shape(new_caches))
+        self._new_caches = lambda: jax.tree.leaves(new_caches())
+
+        def trees(weights, caches):
+            model = nnx.merge(graph, jax.tree.unflatten(of_weights, weights))
+            return model, jax.tree.unflatten(of_caches, caches)
+
+        def prefill(weights, caches, ids, count, key):
+            model, caches = trees(weights, caches)
             hidden, caches = model.hidden(ids, caches, 0)
             last = jax.lax.dynamic_index_in_dim(hidden, count - 1, axis=1, keepdims=False)
-            return caches, sampling(model.logits(last), key)
+            token = sampling(model.logits(last), jax.random.fold_in(key, count))
+            return jax.tree.leaves(caches), token, count
 
-        def decode(state, caches, token, position, key):
-            model = nnx.merge(graph, state)
+        def decode(weights, caches, token, position, key):
+            model, caches = trees(weights, caches)
 
-            def step(carry, key):
+            def step(carry, _):
                 caches, token, position = carry
                 hidden, caches = model.hidden(token[:, None], caches, position)
-                token = sampling(model.logits(hidden[:, 0]), key)
-                return (caches, token, position + 1), token[0]
+                position += 1
+                token = sampling(model.logits(hidden[:, 0]), jax.random.fold_in(key, position))
+                return (caches, token, position), token[0]
 
-            carry, tokens = jax.lax.scan(
-                step, (caches, token, position), jax.random.split(key, STEPS)
-            )
-            return *carry, tokens
+            carry, tokens = jax.lax.scan(step, (caches, token, position), length=STEPS)
+            caches, token, position = carry
+            return jax.tree.leaves(caches), token, position, tokens
 
-        def logits(state, caches, ids):
-            model = nnx.merge(graph, state)
+        def logits(weights, caches, ids):
+            model, caches = trees(weights, caches)
             return model.logits(model.hidden(ids, caches, 0)[0])
 
         self._prefill = jax.jit(prefill, donate_argnums=1)
@@ -87,14 +97,14 @@ class Generator:
     def _compiled_prefill(self, length: int):
         ids, count = jnp.zeros((1, length), jnp.int32), jnp.int32(1)
         return self._prefill.lower(
-            self._state, self._new_caches(), ids, count, jax.random.key(0)
+            self._weights, self._new_caches(), ids, count, jax.random.key(0)
         ).compile()
 
     @functools.cached_property
     def _compiled_decode(self):
         token, position = jnp.zeros(1, jnp.int32), jnp.int32(1)
         return self._decode.lower(
-            self._state, self._new_caches(), token, position, jax.random.key(0)
+            self._weights, self._new_caches(), token, position, jax.random.key(0)
         ).compile()
 
     def compile(self, prompt_length: int) -> None:
@@ -112,16 +122,13 @@ class Generator:
         ids = np.zeros((1, self._padded(len(prompt))), np.int32)
         ids[0, : len(prompt)] = prompt
         key = jax.random.key(seed)
-        count = jnp.int32(len(prompt))
-        caches, token = self._compiled_prefill(ids.shape[1])(
-            self._state, self._new_caches(), ids, count, key
+        caches, token, position = self._compiled_prefill(ids.shape[1])(
+            self._weights, self._new_caches(), ids, jnp.int32(len(prompt)), key
         )
         yield [int(token[0])]
-        position = count
-        while int(position) + STEPS <= self.context:
-            key, now = jax.random.split(key)
+        for _ in range((self.context - len(prompt)) // STEPS):
             caches, token, position, tokens = self._compiled_decode(
-                self._state, caches, token, position, now
+                self._weights, caches, token, position, key
             )
             yield np.asarray(tokens).tolist()
 
@@ -135,7 +142,7 @@ class Generator:
                 break
             padded = np.zeros((1, self.context), np.int32)
             padded[0, : len(part)] = part
-            logits = self._logits(self._state, self._new_caches(), padded)
+            logits = self._logits(self._weights, self._new_caches(), padded)
             total += float(_surprise(logits[0], padded[0], len(part)))
             count += len(part) - 1
         return float(np.exp(total / count))
