@@ -151,7 +151,7 @@ def test_without_the_checks_the_calls_are_named(rng):
         export.export(jax.jit(jq.dot))(rows(rng, 5), weight(rng, "int8"))
 
 
-@pytest.mark.parametrize("written_by", ["jax_0_8_0", "jax_0_10_2"])
+@pytest.mark.parametrize("written_by", ["jax_0_8_1", "jax_0_10_2"])
 @pytest.mark.parametrize("form", FORMATS)
 def test_golden_programs(form, written_by):
     """Written by the first release: they run as long as the versions in their names do."""

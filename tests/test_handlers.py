@@ -23,23 +23,33 @@ OPERANDS = {
     "w_scale": zeros((N,), F32),
     "column_sums": zeros((1, N), S32),
 }
-ATTRIBUTES = {
-    "weights": "int8",
+NONE, TENSOR, ROW = range(3)
+INT8, FLOAT16, _, INT4 = range(4)
+OF_FLOAT32, _, OF_FLOAT16 = range(1, 4)  # scales of blocks
+FORM = {  # in the order of the numbers
+    "weights": INT8,
+    "block_scale": NONE,
+    "block_minimum": False,
+    "group": 0,
     "dynamic": True,
-    "x_scale": "none",
-    "x_zero_point": "none",
+    "x_scale": NONE,
+    "x_zero_point": NONE,
     "has_w_zero_point": False,
     "has_bias": False,
     "has_residual": False,
-    "group": np.int64(0),
-    "block_scale": "none",
-    "block_minimum": False,
-    "activation": "none",
+    "activation": NONE,
+    "out_scale_per_column": False,
     "batched": False,
     "ragged": False,
     "transposed": False,
-    "out_scale_per_column": False,
 }
+
+
+def form(*changes):
+    numbers = FORM
+    for change in changes:
+        numbers = numbers | dict(change or {})
+    return np.array(list(numbers.values()), np.int32)
 
 
 BITS = zeros((N * K,), jnp.uint16)
@@ -50,7 +60,7 @@ def gemm(*more, out=((M, N), F32), attributes=None, **operands):
     result = jax.ShapeDtypeStruct(*out)
     call = jax.ffi.ffi_call("jax_qgemm.gemm.v1", result)
     arrays = [*(OPERANDS | operands).values(), *more]
-    return jax.block_until_ready(call(*arrays, **(ATTRIBUTES | (attributes or {}))))
+    return jax.block_until_ready(call(*arrays, form=form(attributes)))
 
 
 def test_programs_that_fit():
@@ -70,17 +80,20 @@ def test_programs_that_fit():
         ("x has rank", {"x": zeros((M, K, 1), F32)}),
         ("unsupported dtype", {"x": zeros((M, K), jnp.int16)}),
         ("unsupported dtype", {"out": ((M, N), jnp.int16)}),
-        ("activation 'swish'", {"attributes": {"activation": "swish"}}),
+        ("unsupported number of activation in form: 5", {"attributes": {"activation": 5}}),
+        ("unsupported number of bias in form: 2", {"attributes": {"has_bias": 2}}),
+        ("unsupported number of batched in form: -1", {"attributes": {"batched": -1}}),
+        ("form has 16 numbers, expected 15", {"attributes": {"more": 0}}),
         ("dynamic quantization", {"x": zeros((M, K), U8)}),
-        ("must be none, tensor or row", {"attributes": {"x_scale": "column"}}),
-        ("x_scale goes with integer x", {"attributes": {"x_scale": "row"}}),
-        ("unsupported group", {"attributes": {"group": np.int64(8)}}),
-        ("unsupported group", {"attributes": {"group": np.int64(-16)}}),
-        ("w_scale has shape", {"attributes": {"group": np.int64(16)}}),
+        ("unsupported number of x_scale", {"attributes": {"x_scale": 3}}),
+        ("x_scale goes with integer x", {"attributes": {"x_scale": ROW}}),
+        ("unsupported group", {"attributes": {"group": 8}}),
+        ("unsupported group", {"attributes": {"group": -16}}),
+        ("w_scale has shape", {"attributes": {"group": 16}}),
         ("w_scale has shape", {"w_scale": zeros((), F32)}),
         ("w_scale is missing or of another", {"w_scale": zeros((N,), S32)}),
-        ("unsupported weights 'int3'", {"attributes": {"weights": "int3"}}),
-        ("data is of another dtype", {"attributes": {"weights": "float16"}}),
+        ("unsupported number of weights", {"attributes": {"weights": 5}}),
+        ("data is of another dtype", {"attributes": {"weights": FLOAT16}}),
         ("data is of another dtype", {"data": zeros((N * K,), U8)}),
         ("out has rank", {"attributes": {"batched": True}}),
         ("out has rank", {"out": ((2, M, N), F32)}),
@@ -91,7 +104,7 @@ def test_programs_that_fit():
         ("w_zero_point is missing", {"attributes": {"has_w_zero_point": True}}),
         ("out_scale is missing", {"out": ((M, N), U8)}),
         ("int32 result", {"out": ((M, N), S32)}),
-        ("chooses the zero point", {"attributes": {"x_zero_point": "row"}}),
+        ("chooses the zero point", {"attributes": {"x_zero_point": ROW}}),
     ],
 )
 def test_gemm_refuses(reason, arguments):
@@ -122,19 +135,19 @@ def test_gemm_refuses_optional_operands(reason, more, flags):
         ("float weights take a float x", {"x": zeros((M, K), U8)}),
         ("no zero point and no int32 result", {"out": ((M, N), S32)}),
         ("float weights take a float x", {"attributes": {"has_w_zero_point": True}}),
-        ("float weights take a float x", {"attributes": {"group": np.int64(16)}}),
+        ("float weights take a float x", {"attributes": {"group": 16}}),
         ("dynamic quantization goes with", {"attributes": {"dynamic": True}}),
-        ("x_scale goes with integer x", {"attributes": {"x_scale": "tensor"}}),
-        ("a float x has no zero point", {"attributes": {"x_zero_point": "row"}}),
+        ("x_scale goes with integer x", {"attributes": {"x_scale": TENSOR}}),
+        ("a float x has no zero point", {"attributes": {"x_zero_point": ROW}}),
         ("bias is missing", {"attributes": {"has_bias": True}}),
         ("optional operands, used 0", {"more": [zeros((N,), F32)]}),
     ],
 )
 def test_gemm_of_float_weights_refuses(reason, arguments):
     def call(x=OPERANDS["x"], data=BITS, out=((M, N), F32), attributes=(), more=()):
-        attributes = {"weights": "float16", "dynamic": False} | dict(attributes)
+        floats = {"weights": FLOAT16, "dynamic": False}
         call = jax.ffi.ffi_call("jax_qgemm.gemm.v1", jax.ShapeDtypeStruct(*out))
-        return jax.block_until_ready(call(x, data, *more, **(ATTRIBUTES | attributes)))
+        return jax.block_until_ready(call(x, data, *more, form=form(floats, attributes)))
 
     assert np.array_equal(call(), np.zeros((M, N)))
     with pytest.raises(jax.errors.JaxRuntimeError, match=reason):
@@ -150,16 +163,16 @@ BLOCK_K, BLOCK_BYTES = 32, N * (2 + 16)  # a group of 4 bits, with scales of flo
         ("data has shape", {"data": zeros((BLOCK_BYTES - 1,), U8)}),
         ("data is of another dtype", {"data": zeros((BLOCK_BYTES,), S8)}),
         ("data has shape", {"attributes": {"block_minimum": True}}),
-        ("data has shape", {"attributes": {"block_scale": "float32"}}),
-        ("block_scale and block_minimum go with", {"attributes": {"block_scale": "float64"}}),
-        ("block_scale and block_minimum go with", {"attributes": {"block_scale": "none"}}),
-        ("take a float x, groups of whole steps", {"attributes": {"group": np.int64(16)}}),
-        ("take a float x, groups of whole steps", {"attributes": {"group": np.int64(0)}}),
-        ("unsupported group", {"attributes": {"group": np.int64(-32)}}),
+        ("data has shape", {"attributes": {"block_scale": OF_FLOAT32}}),
+        ("unsupported number of block_scale", {"attributes": {"block_scale": 4}}),
+        ("block_scale and block_minimum go with", {"attributes": {"block_scale": NONE}}),
+        ("take a float x, groups of whole steps", {"attributes": {"group": 16}}),
+        ("take a float x, groups of whole steps", {"attributes": {"group": 0}}),
+        ("unsupported group", {"attributes": {"group": -32}}),
         ("take a float x, groups of whole steps", {"x": zeros((M, BLOCK_K), U8)}),
         ("groups of whole steps and no zero", {"attributes": {"has_w_zero_point": True}}),
         ("int32 result", {"out": ((M, N), S32)}),
-        ("unsupported weights", {"attributes": {"weights": "int2"}}),
+        ("unsupported number of weights", {"attributes": {"weights": -1}}),
         ("optional operands, used 0", {"more": [zeros((N,), F32)]}),
     ],
 )
@@ -167,10 +180,9 @@ def test_gemm_of_blocks_refuses(reason, arguments):
     def call(x=None, data=None, out=((M, N), F32), attributes=(), more=()):
         x = zeros((M, BLOCK_K), F32) if x is None else x
         data = zeros((BLOCK_BYTES,), U8) if data is None else data
-        blocks = {"weights": "int4", "group": np.int64(32), "block_scale": "float16"}
+        blocks = {"weights": INT4, "group": 32, "block_scale": OF_FLOAT16}
         call = jax.ffi.ffi_call("jax_qgemm.gemm.v1", jax.ShapeDtypeStruct(*out))
-        attributes = ATTRIBUTES | blocks | dict(attributes)
-        return jax.block_until_ready(call(x, data, *more, **attributes))
+        return jax.block_until_ready(call(x, data, *more, form=form(blocks, attributes)))
 
     assert np.array_equal(call(), np.zeros((M, N)))
     with pytest.raises(jax.errors.JaxRuntimeError, match=reason):
@@ -268,7 +280,7 @@ def test_update_kv_cache_refuses(reason, arguments):
 
 
 def test_gemm_refuses_a_scale_of_another_length():
-    x, flags = zeros((M, K), U8), {"dynamic": False, "x_scale": "row"}
+    x, flags = zeros((M, K), U8), {"dynamic": False, "x_scale": ROW}
     assert gemm(zeros((M,), F32), x=x, attributes=flags).shape == (M, N)
     for shape in [(M + 1,), (1, M), ()]:
         with pytest.raises(jax.errors.JaxRuntimeError, match="x_scale has shape"):
@@ -277,7 +289,7 @@ def test_gemm_refuses_a_scale_of_another_length():
 
 def test_gemm_refuses_an_out_scale_of_another_length():
     x, out = zeros((M, K), U8), ((M, N), U8)
-    flags = {"dynamic": False, "x_scale": "tensor", "out_scale_per_column": True}
+    flags = {"dynamic": False, "x_scale": TENSOR, "out_scale_per_column": True}
     one, zero = jnp.float32(1), jnp.int32(0)
     assert gemm(one, jnp.ones(N), zero, x=x, attributes=flags, out=out).shape == (M, N)
     with pytest.raises(jax.errors.JaxRuntimeError, match="out_scale has shape"):

@@ -23,6 +23,7 @@ def define(
     batch,
     operation,
     split,
+    call_attributes=None,
     fold=None,
     aliases=None,
 ) -> Primitive:
@@ -33,11 +34,13 @@ def define(
       abstract_eval: avals and parameters → list of result avals.
       reference: arrays and parameters → list of arrays, in plain JAX: the lowering everywhere
         else.
-      attributes: parameters → attributes of the custom call.
+      attributes: parameters → attributes of the composite in exported programs, and of the custom
+        call.
       batch: (operands, dims, **params) → (results, dims).
       operation: parameters → name of the public function, for messages and composites.
       split: avals, results and parameters → how it is computed in parts (`Split`), and how many
         parts of each factor → the parameters of one part.
+      call_attributes: parameters → attributes of the custom call, where they are others.
       fold: function of operands and parameters, those and parameters → None, or a function of
         operands that calls it with fewer dimensions: what the custom call takes.
       aliases: operands by number → results that may share their memory.
@@ -85,7 +88,7 @@ def define(
             folded = fold and fold(bind, ctx.avals_in, **params)
             if folded:
                 return mlir.lower_fun(without_mesh(folded), multiple_results=True)(ctx, *operands)
-            return call(ctx, *operands, **attributes(**params))
+            return call(ctx, *operands, **(call_attributes or attributes)(**params))
 
         def lower_on_cpu(ctx, *operands, **params):
             if is_named(ctx):

@@ -172,23 +172,44 @@ def _batch_axis(name: str, operand, spec: GemmSpec):
 
 
 def _attributes(spec: GemmSpec):
+    """Of the composite, by names."""
     return {
         "weights": spec.weights,
+        "block_scale": spec.blocks.scale_dtype if spec.blocks else "none",
+        "block_minimum": bool(spec.blocks and spec.blocks.minimum),
+        "group": np.int64(spec.group or (spec.blocks.group if spec.blocks else 0)),
         "dynamic": spec.dynamic,
         "x_scale": spec.x_scale,
         "x_zero_point": spec.x_zero_point,
         "has_w_zero_point": spec.w_zero_point,
         "has_bias": spec.bias,
         "has_residual": spec.residual,
-        "group": np.int64(spec.group or (spec.blocks.group if spec.blocks else 0)),
-        "block_scale": spec.blocks.scale_dtype if spec.blocks else "none",
-        "block_minimum": bool(spec.blocks and spec.blocks.minimum),
+        "activation": spec.activation,
+        "out_scale_per_column": spec.out_scale == "column",
         "batched": spec.batched > 0,
         "ragged": spec.ragged,
         "transposed": spec.transposed_k is not None,
-        "activation": spec.activation,
-        "out_scale_per_column": spec.out_scale == "column",
     }
+
+
+_GRANULARITIES = ("none", "tensor", "row")
+_CHOICES = {
+    "weights": ("int8", "float16", "bfloat16", "int4", "int8_blocks"),
+    "block_scale": ("none", "float32", "bfloat16", "float16"),
+    "x_scale": _GRANULARITIES,
+    "x_zero_point": _GRANULARITIES,
+    "activation": ("none", "relu", "gelu", "gelu_tanh", "silu"),
+}
+
+
+@functools.cache
+def _call_attributes(spec: GemmSpec):
+    """Of the custom call: the same as an array of numbers, in that order (handlers/gemm_form.h)."""
+    numbers = [
+        _CHOICES[name].index(value) if name in _CHOICES else int(value)
+        for name, value in _attributes(spec).items()
+    ]
+    return {"form": np.array(numbers, np.int32)}
 
 
 def operation(spec: GemmSpec) -> str:
@@ -283,6 +304,7 @@ gemm_p = common.define(
     abstract_eval=_abstract_eval,
     reference=common.folding(_reference, _fold),
     attributes=_attributes,
+    call_attributes=_call_attributes,
     batch=_batch,
     operation=operation,
     split=_split,

@@ -14,13 +14,11 @@
 // By the transpose of the weight: x is [M,N] and out [M,K], both of floats.
 #include "gemm/gemm.h"
 
-#include <optional>
-#include <string_view>
-
 #include "gemm/acc16.h"
 #include "gemm/f32_panels.h"
 #include "handlers/check.h"
 #include "handlers/dtypes.h"
+#include "handlers/gemm_form.h"
 #include "handlers/handlers.h"
 #include "handlers/pool.h"
 
@@ -29,105 +27,77 @@ namespace {
 
 constexpr char kTarget[] = "jax_qgemm.gemm.v1";
 
-std::optional<Activation> ActivationOf(std::string_view name) {
-  if (name == "none") return Activation::kNone;
-  if (name == "relu") return Activation::kRelu;
-  if (name == "gelu") return Activation::kGelu;
-  if (name == "gelu_tanh") return Activation::kGeluTanh;
-  if (name == "silu") return Activation::kSilu;
-  return {};
-}
-
-// "none", "tensor" or "row".
-std::optional<Granularity> GranularityOf(std::string_view name) {
-  if (name == "none") return Granularity::kNone;
-  if (name == "tensor") return Granularity::kTensor;
-  if (name == "row") return Granularity::kRow;
-  return {};
-}
-
 ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer data,
-                ffi::RemainingArgs rest, ffi::Result<ffi::AnyBuffer> out, std::string_view weights,
-                bool dynamic, std::string_view x_scale, std::string_view x_zero_point,
-                bool has_w_zero_point, bool has_bias, bool has_residual, std::int64_t group,
-                std::string_view block_scale, bool block_minimum, bool batched, bool ragged,
-                bool transposed, std::string_view activation, bool out_scale_per_column) {
+                ffi::RemainingArgs rest, ffi::Result<ffi::AnyBuffer> out,
+                ffi::Span<const std::int32_t> numbers) {
   Checker check(kTarget);
   PlanKey key;
   Epilogue& epilogue = key.spec.epilogue;
+  const GemmForm form = GemmForm::Of(numbers, check);
   const auto x_type = XTypeOf(x.element_type());
-  const auto w_type = WTypeOf(weights);
   const auto out_type = OutTypeOf(out->element_type());
-  const auto act = ActivationOf(activation);
-  const auto scale_form = GranularityOf(x_scale), zero_form = GranularityOf(x_zero_point);
-  check.Require(x_type && out_type && act, "unsupported dtype of x or out, or activation '",
-                activation, "'");
-  check.Require(w_type.has_value(), "unsupported weights '", weights, "'");
-  check.Require(scale_form && zero_form, "x_scale and x_zero_point must be none, tensor or row");
-  check.Require(IsGroup(group), "unsupported group ", group);
+  check.Require(x_type && out_type, "unsupported dtype of x or out");
   const std::size_t rank = x.dimensions().size();
   const std::size_t out_rank = out->dimensions().size();
-  check.Require(out_rank == (batched ? 3 : 2), "out has rank ", out_rank);
-  check.Require(!batched || !ragged, "batched and ragged do not go together");
-  check.Require(!ragged || data.dimensions().size() == 2, "data has rank ",
+  check.Require(out_rank == (form.batched ? 3 : 2), "out has rank ", out_rank);
+  check.Require(!form.ragged || data.dimensions().size() == 2, "data has rank ",
                 data.dimensions().size(), ", expected 2 of a ragged product");
-  const std::int64_t batch = batched && check.ok() ? out->dimensions()[0] : 0;
-  if (batched && check.ok() && batch == 0) return ffi::Error::Success();
+  const std::int64_t batch = form.batched && check.ok() ? out->dimensions()[0] : 0;
+  if (form.batched && check.ok() && batch == 0) return ffi::Error::Success();
   check.Require(rank == 2 || (batch > 0 && rank == 3), "x has rank ", rank, ", expected 2");
   if (!check.ok()) return check.error();
 
-  const bool raw = *out_type == OutType::kS32, float_w = IsFloat(*w_type);
-  const bool in_blocks = IsBlocks(*w_type), scaled = *w_type == WType::kS8;
-  const bool keeps_x = IsFloat(*x_type) && !dynamic;
-  const auto block_type = ScaleTypeOf(block_scale);
+  const bool raw = *out_type == OutType::kS32, float_w = IsFloat(form.weights);
+  const bool in_blocks = IsBlocks(form.weights), scaled = form.weights == WType::kS8;
+  const bool keeps_x = IsFloat(*x_type) && !form.dynamic;
   check.Require(data.element_type() == (float_w     ? ffi::U16
                                         : in_blocks ? ffi::U8
                                                     : ffi::S8),
                 "data is of another dtype");
-  check.Require(block_type.has_value() == in_blocks && (in_blocks || !block_minimum),
-                "block_scale and block_minimum go with weights in blocks, got '", block_scale, "'");
-  check.Require(
-      !in_blocks || (IsFloat(*x_type) && !has_w_zero_point && IsGroupOfBlocks(*w_type, group)),
-      "weights in blocks take a float x, groups of whole steps and no zero points");
-  check.Require(!float_w || (IsFloat(*x_type) && !has_w_zero_point && group == 0),
+  check.Require(!in_blocks || (IsFloat(*x_type) && !form.w_zero_point &&
+                               IsGroupOfBlocks(form.weights, form.group)),
+                "weights in blocks take a float x, groups of whole steps and no zero points");
+  check.Require(!float_w || (IsFloat(*x_type) && !form.w_zero_point && form.group == 0),
                 "float weights take a float x and have no zero points or groups");
-  check.Require(!dynamic || (IsFloat(*x_type) && !float_w),
+  check.Require(!form.dynamic || (IsFloat(*x_type) && !float_w),
                 "dynamic quantization goes with float x and weights of integers");
-  check.Require((*scale_form == Granularity::kNone) == (dynamic || raw || keeps_x),
+  check.Require((form.x_scale == Granularity::kNone) == (form.dynamic || raw || keeps_x),
                 "x_scale goes with integer x and a result that is not int32");
-  check.Require(!keeps_x || (*zero_form == Granularity::kNone && !raw),
+  check.Require(!keeps_x || (form.x_zero_point == Granularity::kNone && !raw),
                 "a float x has no zero point and no int32 result");
-  check.Require(!dynamic || *zero_form == Granularity::kNone,
+  check.Require(!form.dynamic || form.x_zero_point == Granularity::kNone,
                 "dynamic quantization chooses the zero point itself: x_zero_point must be none");
-  check.Require(!raw || (!dynamic && !has_bias && !has_residual && *act == Activation::kNone),
+  check.Require(!raw || (!form.dynamic && !form.bias && !form.residual &&
+                         form.activation == Activation::kNone),
                 "an int32 result takes integer x and no bias, residual or activation");
-  check.Require(!raw || group == 0, "an int32 result takes no groups");
-  check.Require(!transposed || (keeps_x && !has_bias && !has_residual &&
-                                *act == Activation::kNone && !IsQuantized(*out_type)),
-                "by a transpose: float x and result, no bias, residual or activation");
+  check.Require(!raw || form.group == 0, "an int32 result takes no groups");
+  check.Require(
+      !form.transposed || (keeps_x && !form.bias && !form.residual &&
+                           form.activation == Activation::kNone && !IsQuantized(*out_type)),
+      "by a transpose: float x and result, no bias, residual or activation");
   if (!check.ok()) return check.error();
 
   const std::int64_t m = x.dimensions()[rank - 2], k = x.dimensions()[rank - 1];
   const std::int64_t n = out->dimensions().back();
   // Of the weight.
-  const std::int64_t w_rows = transposed ? n : k, w_columns = transposed ? k : n;
-  const std::int64_t blocks = KBlocks(w_rows, has_w_zero_point, group);
+  const std::int64_t w_rows = form.transposed ? n : k, w_columns = form.transposed ? k : n;
+  const std::int64_t blocks = KBlocks(w_rows, form.w_zero_point, form.group);
   // Of the weights: the groups of a ragged product are a batch that shares x and out.
-  const std::int64_t stack = ragged ? data.dimensions()[0] : batch;
-  key.shape = {m, n, k, batched || ragged ? stack : 1, ragged};
+  const std::int64_t stack = form.ragged ? data.dimensions()[0] : batch;
+  key.shape = {m, n, k, form.batched || form.ragged ? stack : 1, form.ragged};
   key.spec.x = *x_type;
-  key.spec.w = *w_type;
+  key.spec.w = form.weights;
   key.spec.keeps_x = keeps_x && !float_w;
-  key.spec.transposed = transposed;
-  key.spec.group = group;
-  if (block_type) key.spec.blocks = {*block_type, block_minimum};
+  key.spec.transposed = form.transposed;
+  key.spec.group = form.group;
+  key.spec.blocks = form.blocks;
   epilogue.out = *out_type;
-  epilogue.activation = *act;
-  epilogue.w_zero = has_w_zero_point;
-  epilogue.bias = has_bias;
-  epilogue.x_zero = *zero_form;
-  if (*scale_form != Granularity::kNone) epilogue.x_scale = *scale_form;
-  epilogue.out_scale_per_column = out_scale_per_column && IsQuantized(*out_type);
+  epilogue.activation = form.activation;
+  epilogue.w_zero = form.w_zero_point;
+  epilogue.bias = form.bias;
+  epilogue.x_zero = form.x_zero_point;
+  if (form.x_scale != Granularity::kNone) epilogue.x_scale = form.x_scale;
+  epilogue.out_scale_per_column = form.out_scale_per_column && IsQuantized(*out_type);
 
   GemmOperands o;
   BatchStrides& strides = o.strides;
@@ -136,9 +106,10 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer da
   } else {
     check.Shape("out", *out, {m, n});
   }
-  strides.out = ragged ? 0 : m * n * SizeOf(*out_type);
+  strides.out = form.ragged ? 0 : m * n * SizeOf(*out_type);
   strides.x = check.BatchedShape("x", x, batch, {m, k}) * SizeOf(*x_type);
-  const PackedLayout layout{w_rows, w_columns, *w_type, in_blocks ? group : 0, key.spec.blocks};
+  const PackedLayout layout{w_rows, w_columns, form.weights, in_blocks ? form.group : 0,
+                            key.spec.blocks};
   const std::int64_t element = float_w ? 2 : 1;
   strides.w = check.BatchedShape("data", data, stack, {layout.Bytes() / element}) * element;
   o.x = x.untyped_data();
@@ -147,16 +118,16 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer da
 
   OptionalOperands optional(rest, check);
   const auto next_of_columns = [&](const char* name, auto dtype, auto& to, std::int64_t& stride) {
-    if (group > 0) {
+    if (form.group > 0) {
       optional.NextBatched<dtype()>(name, stack, {blocks, w_columns}, to, stride);
     } else {
       optional.NextBatched<dtype()>(name, stack, {w_columns}, to, stride);
     }
   };
-  const auto next_of_x = [&](const char* name, Granularity form, auto dtype, auto& to,
+  const auto next_of_x = [&](const char* name, Granularity values, auto dtype, auto& to,
                              std::int64_t& stride) {
-    if (form == Granularity::kTensor) optional.NextBatched<dtype()>(name, batch, {}, to, stride);
-    if (form == Granularity::kRow) optional.NextBatched<dtype()>(name, batch, {m}, to, stride);
+    if (values == Granularity::kTensor) optional.NextBatched<dtype()>(name, batch, {}, to, stride);
+    if (values == Granularity::kRow) optional.NextBatched<dtype()>(name, batch, {m}, to, stride);
   };
   using F32 = std::integral_constant<ffi::DataType, ffi::F32>;
   using S32 = std::integral_constant<ffi::DataType, ffi::S32>;
@@ -165,11 +136,11 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer da
     optional.NextBatched<ffi::S32>("column_sums", stack, {blocks, n}, o.column_sums,
                                    strides.column_sums);
   }
-  next_of_x("x_scale", *scale_form, F32{}, o.x_scale, strides.x_scale);
-  next_of_x("x_zero_point", *zero_form, S32{}, o.x_zero, strides.x_zero);
-  if (has_w_zero_point) next_of_columns("w_zero_point", S32{}, o.w_zero, strides.w_zero);
-  if (has_bias) optional.NextBatched<ffi::F32>("bias", stack, {n}, o.bias, strides.bias);
-  if (has_residual) {
+  next_of_x("x_scale", form.x_scale, F32{}, o.x_scale, strides.x_scale);
+  next_of_x("x_zero_point", form.x_zero_point, S32{}, o.x_zero, strides.x_zero);
+  if (form.w_zero_point) next_of_columns("w_zero_point", S32{}, o.w_zero, strides.w_zero);
+  if (form.bias) optional.NextBatched<ffi::F32>("bias", stack, {n}, o.bias, strides.bias);
+  if (form.residual) {
     if (const auto residual = optional.NextAny("residual")) {
       epilogue.residual = ResidualTypeOf(residual->element_type());
       check.Require(epilogue.residual != ResidualType::kNone, "unsupported dtype of residual");
@@ -179,14 +150,14 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer da
     }
   }
   if (IsQuantized(*out_type)) {
-    if (out_scale_per_column) {
+    if (form.out_scale_per_column) {
       optional.NextBatched<ffi::F32>("out_scale", batch, {n}, o.out_scale, strides.out_scale);
     } else {
       optional.NextBatched<ffi::F32>("out_scale", batch, {}, o.out_scale, strides.out_scale);
     }
     optional.NextBatched<ffi::S32>("out_zero_point", batch, {}, o.out_zero, strides.out_zero);
   }
-  if (ragged) o.group_sizes = optional.NextOfShape<ffi::S32>("group_sizes", {stack});
+  if (form.ragged) o.group_sizes = optional.NextOfShape<ffi::S32>("group_sizes", {stack});
   optional.RequireNoMore();
   if (!check.ok()) return check.error();
 
@@ -210,21 +181,7 @@ XLA_FFI_Error* GemmV1(XLA_FFI_CallFrame* call_frame) {
                                     .Arg<ffi::AnyBuffer>()
                                     .RemainingArgs()
                                     .Ret<ffi::AnyBuffer>()
-                                    .Attr<std::string_view>("weights")
-                                    .Attr<bool>("dynamic")
-                                    .Attr<std::string_view>("x_scale")
-                                    .Attr<std::string_view>("x_zero_point")
-                                    .Attr<bool>("has_w_zero_point")
-                                    .Attr<bool>("has_bias")
-                                    .Attr<bool>("has_residual")
-                                    .Attr<std::int64_t>("group")
-                                    .Attr<std::string_view>("block_scale")
-                                    .Attr<bool>("block_minimum")
-                                    .Attr<bool>("batched")
-                                    .Attr<bool>("ragged")
-                                    .Attr<bool>("transposed")
-                                    .Attr<std::string_view>("activation")
-                                    .Attr<bool>("out_scale_per_column")
+                                    .Attr<ffi::Span<const std::int32_t>>("form")
                                     .To(Gemm)
                                     .release();
   return handler.Call(call_frame);
