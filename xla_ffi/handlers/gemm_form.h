@@ -4,8 +4,10 @@
 // them took longer than a small product. Which number means what is part of the version.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <type_traits>
+#include <iterator>
+#include <limits>
 
 #include "gemm/layout.h"
 #include "gemm/spec.h"
@@ -46,37 +48,57 @@ struct GemmForm {
 
   // Whatever the numbers are; `check` has what is wrong with them.
   static GemmForm Of(ffi::Span<const std::int32_t> numbers, Checker& check) {
-    GemmForm form;
-    if (!check.Require(numbers.size() == std::size_t(FormField::kCount), "form has ",
-                       numbers.size(), " numbers, expected ", int(FormField::kCount))) {
-      return form;
+    struct Range {
+      const char* name;
+      std::int32_t last;
+    };
+    static constexpr Range kRanges[] = {
+        {"weights", std::int32_t(WType::kU8)},
+        {"block_scale", std::int32_t(ScaleType::kF16) + 1},
+        {"block_minimum", 1},
+        {"group", std::numeric_limits<std::int32_t>::max()},
+        {"dynamic", 1},
+        {"x_scale", std::int32_t(Granularity::kRow)},
+        {"x_zero_point", std::int32_t(Granularity::kRow)},
+        {"has_w_zero_point", 1},
+        {"has_bias", 1},
+        {"has_residual", 1},
+        {"activation", std::int32_t(Activation::kSilu)},
+        {"out_scale_per_column", 1},
+        {"batched", 1},
+        {"ragged", 1},
+        {"transposed", 1},
+    };
+    static_assert(std::size(kRanges) == std::size_t(FormField::kCount));
+    if (!check.Require(numbers.size() == std::size(kRanges), "form has ", numbers.size(),
+                       " numbers, expected ", std::size(kRanges))) {
+      return {};
+    }
+    for (std::size_t i = 0; i < std::size(kRanges); ++i) {
+      const std::int32_t number = numbers[i];
+      if (number >= 0 && number <= kRanges[i].last) continue;
+      check.Require(false, "unsupported ", kRanges[i].name, " in form: ", number);
+      return {};
     }
     const auto number = [&](FormField field) { return numbers[std::size_t(field)]; };
-    const auto read = [&](FormField field, const char* name, auto last, auto& to) {
-      using Value = std::remove_reference_t<decltype(to)>;
-      if (check.Require(number(field) >= 0 && number(field) <= std::int32_t(last),
-                        "unsupported number of ", name, " in form: ", number(field))) {
-        to = Value(number(field));
-      }
-    };
-    read(FormField::kWeights, "weights", WType::kU8, form.weights);
-    int block_scale = 0;
-    read(FormField::kBlockScale, "block_scale", int(ScaleType::kF16) + 1, block_scale);
-    const bool in_blocks = block_scale > 0;
-    if (in_blocks) form.blocks.scale = ScaleType(block_scale - 1);
-    read(FormField::kBlockMinimum, "block_minimum", true, form.blocks.minimum);
+    const auto flag = [&](FormField field) { return number(field) != 0; };
+    GemmForm form;
+    form.weights = WType(number(FormField::kWeights));
+    const bool in_blocks = flag(FormField::kBlockScale);
+    if (in_blocks) form.blocks.scale = ScaleType(number(FormField::kBlockScale) - 1);
+    form.blocks.minimum = flag(FormField::kBlockMinimum);
     form.group = number(FormField::kGroup);
-    read(FormField::kDynamic, "dynamic", true, form.dynamic);
-    read(FormField::kXScale, "x_scale", Granularity::kRow, form.x_scale);
-    read(FormField::kXZeroPoint, "x_zero_point", Granularity::kRow, form.x_zero_point);
-    read(FormField::kWZeroPoint, "w_zero_point", true, form.w_zero_point);
-    read(FormField::kBias, "bias", true, form.bias);
-    read(FormField::kResidual, "residual", true, form.residual);
-    read(FormField::kActivation, "activation", Activation::kSilu, form.activation);
-    read(FormField::kOutScalePerColumn, "out_scale", true, form.out_scale_per_column);
-    read(FormField::kBatched, "batched", true, form.batched);
-    read(FormField::kRagged, "ragged", true, form.ragged);
-    read(FormField::kTransposed, "transposed", true, form.transposed);
+    form.dynamic = flag(FormField::kDynamic);
+    form.x_scale = Granularity(number(FormField::kXScale));
+    form.x_zero_point = Granularity(number(FormField::kXZeroPoint));
+    form.w_zero_point = flag(FormField::kWZeroPoint);
+    form.bias = flag(FormField::kBias);
+    form.residual = flag(FormField::kResidual);
+    form.activation = Activation(number(FormField::kActivation));
+    form.out_scale_per_column = flag(FormField::kOutScalePerColumn);
+    form.batched = flag(FormField::kBatched);
+    form.ragged = flag(FormField::kRagged);
+    form.transposed = flag(FormField::kTransposed);
     check.Require(IsGroup(form.group), "unsupported group ", form.group);
     check.Require(!form.batched || !form.ragged, "batched and ragged do not go together");
     check.Require(IsBlocks(form.weights) == in_blocks && (in_blocks || !form.blocks.minimum),
