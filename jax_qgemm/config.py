@@ -81,10 +81,11 @@ class Config:
             jax_qgemm,exec,OP,ISA,KERNEL,TYPES,SHAPE,PLAN,THREADS,MICROSECONDS
             jax_qgemm,generate,KERNEL,BYTES,MICROSECONDS
 
-        OP and SHAPE are gemm MxNxK, quantize MxK or pack KxN; TYPES are those of the operands and
-        the result, x:w:out; PLAN is key:value pairs separated by spaces. Generation is not part of
-        a call's time. Setting it raises ValueError for anything but True and False; it has no
-        effect where the extension is missing.
+        OP and SHAPE are gemm MxNxK (of a batch B*MxNxK, of G ragged groups G|MxNxK), quantize MxK,
+        pack KxN, attention or update_kv_cache BxTxHxD; TYPES are those of the operands and the
+        result, x:w:out; PLAN is key:value pairs separated by spaces. Generation is not part of a
+        call's time. Setting it raises ValueError for anything but True and False; it has no effect
+        where the extension is missing.
         """
         return self._verbose
 

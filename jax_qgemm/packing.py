@@ -130,6 +130,7 @@ def pack_blocks(
     group = errors.group_size(name, "group_size", group_size, blocks.group_unit(qtype))
     if group is None:
         raise ValueError(f"{name}: group_size must be an integer, got None")
+    weight_only = errors.flag(name, "weight_only", weight_only)
     values = compat.concrete(q)
     q = errors.as_array(name, "q", q)
     if q.dtype != jnp.uint8:
@@ -155,7 +156,7 @@ def pack_blocks(
     if values is not None and values.size and values.max() > form.most:
         raise ValueError(f"{name}: q must be at most {form.most} for {qtype}, got {values.max()}")
     scale, *rest = undifferentiated("pack_blocks", scale, *([] if minimum is None else [minimum]))
-    return _packed_blocks(q, scale, *(rest or [None]), qtype, form, bool(weight_only))
+    return _packed_blocks(q, scale, *(rest or [None]), qtype, form, weight_only)
 
 
 def _pack_float(kernel, qtype: str, clamp: bool) -> PackedWeight:

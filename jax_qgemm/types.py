@@ -242,6 +242,28 @@ class PackedWeight(_Quantized):
         flags = int(self.channelwise), group, int(self.weight_only), *scales
         return [self.format_version, index, *self.matrix_shape, *flags]
 
+    @property
+    def _format(self) -> tuple[int, int, int]:
+        """Numbers, 1 and more, of what the arrays' shapes and dtypes do not tell: the version, how
+        elements and what their groups share are stored, the size of groups in units."""
+        _, index, *_, scales, minimum = self._metadata()
+        stored = (index * len(_SCALE_DTYPES) + scales) * 2 + minimum
+        return self.format_version, 1 + stored, 1 + (self.group_size or 0) // errors.GROUP_UNIT
+
+    def _check_format(self, where: str, found: tuple[int, ...]) -> None:
+        """ValueError unless `found` is the format of data that may take the place of this one's."""
+        errors.check_format_version(where, found[0])
+        if tuple(found) == self._format:
+            return
+        _, stored, units = found
+        stored, minimum = divmod(stored - 1, 2)
+        index, scales = divmod(stored, len(_SCALE_DTYPES))
+        parts = [_WEIGHTS[index] if index < len(_WEIGHTS) else f"qtype {index}"]
+        parts += [f"groups of {(units - 1) * errors.GROUP_UNIT}"] if units > 1 else []
+        parts += [f"scales of {_SCALE_DTYPES[scales]}"] if scales else []
+        parts += ["minima"] if minimum else []
+        raise ValueError(f"{where}: the data is {', '.join(parts)}, expected that of {self!r}")
+
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> PackedWeight:
         """The inverse of `to_arrays`. ValueError for data of a newer release or altered data."""
@@ -252,6 +274,8 @@ class PackedWeight(_Quantized):
             raise ValueError(f"{where}: metadata must hold sizes K, N >= 0, got {k}, {n}")
         unit = blocks.group_unit(qtype) if qtype in blocks.BITS else errors.GROUP_UNIT
         group = errors.group_size(where, "group_size", group or None, unit)
+        if group and qtype in reference.FLOAT_WEIGHTS:
+            raise ValueError(f"{where}: metadata has groups of {group}, which {qtype} has not")
         if not 0 <= scales < len(_SCALE_DTYPES) or (scales > 0) != (qtype in blocks.BITS):
             raise ValueError(f"{where}: metadata has scales of dtype {scales} for {qtype}")
         if qtype in blocks.BITS and group is None:

@@ -33,3 +33,11 @@ def pairwise(seed=0, **factors):
         missing -= pairs(best)
         cases.append({n: factors[n][v] for n, v in zip(names, best, strict=True)})
     return cases
+
+
+# Formats whose arrays have the same shapes and dtypes, of a weight of 64 × 16.
+SAME_ARRAYS = [
+    ("fp16", "bf16"),
+    ("int4:32:fp16", "int4:32:bf16"),
+    ("int4:32:fp16", "int4:64:fp32"),
+]

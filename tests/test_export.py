@@ -154,7 +154,7 @@ def test_without_the_checks_the_calls_are_named(rng):
 @pytest.mark.parametrize("written_by", ["jax_0_8_1", "jax_0_10_2"])
 @pytest.mark.parametrize("form", FORMATS)
 def test_golden_programs(form, written_by):
-    """Written by the first release: they run as long as the versions in their names do."""
+    """Written once (golden/write.py): they run as long as the versions in their names do."""
     if not NATIVE:
         pytest.skip("no extension: the program's calls are ours")
     if written_by == "jax_0_10_2" and jax.__version_info__ < (0, 10):

@@ -26,8 +26,9 @@ jq.quantized_linear(q, w, bias=np.ones(200, np.float32), out_scale=0.1)
 NUMBER = r"\d+\.\d"
 WORD = r"[a-z][a-z0-9_]*"
 EXEC = re.compile(
-    rf"jax_qgemm,exec,(?P<op>gemm|quantize|pack),(?P<isa>{WORD}),(?P<kernel>{WORD}(\+{WORD})?),"
-    rf"(?P<types>{WORD}(:{WORD})+),(?P<shape>\d+(x\d+)+),(?P<plan>{WORD}:\w+( {WORD}:\w+)*),"
+    r"jax_qgemm,exec,(?P<op>gemm|quantize|pack|attention|update_kv_cache),"
+    rf"(?P<isa>{WORD}),(?P<kernel>{WORD}(\+{WORD})?),(?P<types>{WORD}(:{WORD}(\^T)?)+),"
+    rf"(?P<shape>(\d+[*|])?\d+(x\d+)+),(?P<plan>{WORD}:\w+( {WORD}:\w+)*),"
     rf"(?P<threads>\d+),(?P<microseconds>{NUMBER})"
 )
 GENERATE = re.compile(rf"jax_qgemm,generate,jax_qgemm::{WORD}::{WORD},\d+,{NUMBER}")
@@ -84,10 +85,44 @@ def test_a_line_per_call():
 
 
 @native_only
+def test_lines_of_other_calls():
+    code = """
+import jax, jax.numpy as jnp, jax_qgemm as jq, numpy as np
+w = jax.vmap(lambda kernel: jq.pack_weight(kernel, "fp16"))(jnp.ones((2, 64, 128)))
+x = jnp.ones((2, 5, 64))
+jax.vmap(jq.dot)(x, w)
+jq.ragged_dot(x[0], w, jnp.array([2, 3]))
+jax.grad(lambda x: jax.vmap(jq.dot)(x, w).sum())(x)
+cache = jq.KVCache.zeros(1, 64, 2, 16)
+step = jnp.ones((1, 1, 2, 16))
+cache = cache.update(step, step, 3)
+jq.attention(step, cache, 3, mask=jnp.ones((1, 64), bool))
+jq.dot(jnp.ones((1, 9000)), jq.pack_weight(np.ones((9000, 64), np.float32)))
+"""
+    lines = lines_of(python(code, JAX_QGEMM_VERBOSE="1"))["exec"]
+    said = {(e["op"], e["types"], e["shape"]): e["plan"].split(" ") for e in lines}
+    ragged = said["gemm", "f32:f16:f32", "2|5x128x64"]
+    assert not any(part.startswith(("items", "block")) for part in ragged)
+    assert "items:2" in said["gemm", "f32:f16:f32", "2*5x128x64"]
+    assert ("gemm", "f32:f16^T:f32", "2*5x64x128") in said
+    assert said["update_kv_cache", "f32:s8", "1x1x2x16"] == ["cache:2x64"]
+    attended = said["attention", "f32:s8:f32", "1x1x2x16"]
+    assert {"cache:2x64", "causal:1", "mask:1"} <= set(attended)
+    parts = said["gemm", "f32:s8:f32", "1x64x9000"]  # of K, where there are threads for them
+    counts = dict(part.split(":") for part in parts)
+    assert counts.get("k_parts", "1") == counts["items"]
+
+
+@native_only
 @pytest.mark.skipif(not jq.cpu_info()["jit"], reason="this build generates no kernels")
 def test_every_generated_kernel_has_one_line_with_its_size():
+    # Families of an ISA whose tiles are alike.
+    more = "".join(
+        f"jq.dot(x, jq.pack_weight(np.ones((80, 200), np.float32), {qtype!r}))\n"
+        for qtype in ("int4:32", "int4:32:weight_only", "int8:weight_only")
+    )
     totals = "print(*jq.kernel_cache_info()[:2])"
-    done = python(CALLS + totals, JAX_QGEMM_VERBOSE="1")
+    done = python(CALLS + more + totals, JAX_QGEMM_VERBOSE="1")
     lines = [line.split(",") for line in lines_of(done)["generate"]]
     names, sizes = [line[2] for line in lines], [int(line[3]) for line in lines]
     assert len(set(names)) == len(names) > 0

@@ -136,4 +136,4 @@ def parse_shapes(text: str) -> tuple[Shape, ...]:
                 f"{part!r} is no shape: expected MxNxK,MxNxK,… or one of {', '.join(SETS)}"
             )
         shapes.append(Shape(*map(int, match.groups())))
-    return tuple(shapes)
+    return tuple(dict.fromkeys(shapes))  # each once

@@ -176,19 +176,24 @@ def _to_state_dict(weight: PackedWeight) -> dict[str, Any]:
     parts = {name: getattr(weight, name) for name in _PARTS}
     state = {name: serialization.to_state_dict(p) for name, p in parts.items() if p is not None}
     # An array, so that a flattened state dict holds nothing else.
-    return state | {"format_version": np.asarray(weight.format_version, np.int32)}
+    return state | {"format": np.asarray([*weight._format, *weight.matrix_shape], np.int32)}
 
 
 def _from_state_dict(weight: PackedWeight, state: dict[str, Any]) -> PackedWeight:
-    version = int(state.get("format_version", 1))
-    errors.check_format_version("from_state_dict", version)
+    where = "from_state_dict"
+    if "format" not in state:
+        raise ValueError(f"{where}: no format in the state of a packed kernel")
+    *found, k, n = np.asarray(state["format"]).tolist()
+    weight._check_format(where, found)
+    if (k, n) != weight.matrix_shape:
+        raise ValueError(f"{where}: the data is that of a {k}×{n} kernel, expected {weight!r}")
     parts = {
         name: serialization.from_state_dict(getattr(weight, name), state[name])
         for name in _PARTS
         if name in state
     }
     missing = dict.fromkeys(set(_PARTS) - set(parts))
-    return dataclasses.replace(weight, **parts, **missing, format_version=version)
+    return dataclasses.replace(weight, **parts, **missing)
 
 
 # So that flax.serialization (to_bytes, msgpack, flax.training.checkpoints) knows packed kernels.

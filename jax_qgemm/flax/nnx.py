@@ -86,10 +86,9 @@ class QLinear(nnx.Module):
             if part is not None:
                 part = QuantizedParam(part, **sharding.metadata(part))
             setattr(self, name, nnx.data(part))
-        # As long as its number says: shapes, unlike values, are known while tracing, so that data
-        # of a newer release is refused under jit too.
-        version = packed.format_version
-        self.format_version = QuantizedParam(jnp.full((version,), version, jnp.uint8))
+        # Its numbers are its sizes: shapes, unlike values, are known while tracing, so that data of
+        # another format, or of a newer release, is refused under jit too.
+        self.format = QuantizedParam(jnp.zeros(packed._format, jnp.uint8))
         self.bias = nnx.data(
             nnx.Param(bias_init(rngs.params(), (out_features,), param_dtype)) if use_bias else None
         )
@@ -166,12 +165,12 @@ class QLinear(nnx.Module):
             matrix_shape=(self.in_features // self.row_parts, self.out_features),
             qtype=self.qtype,
             channelwise=self.channelwise,
-            format_version=self.format_version.shape[-1],
             group_size=self.group_size,
             weight_only=self.weight_only,
             scale_dtype=self.scale_dtype,
             minimum=self.minimum,
         )
+        packed._check_format("QLinear", self.format.shape[-3:])
         return packed if self.row_parts == 1 else RowParallelWeight(packed)
 
     def __call__(

@@ -1,4 +1,5 @@
-"""JAX primitives, one file per FFI custom call with all its rules; gemm's derivatives beside it."""
+"""JAX primitives, a file for each FFI custom call with all its rules, or for two that share them;
+gemm's derivatives beside it."""
 
 from jax_qgemm.primitives import gemm_derivatives
 

@@ -193,21 +193,34 @@ def _attributes(spec: GemmSpec):
 
 
 _GRANULARITIES = ("none", "tensor", "row")
-_CHOICES = {
+# The numbers of a custom call, in their order, and what those stand for that do not for themselves:
+# part of the version of the target, see handlers/gemm_form.h.
+_FORM = {
     "weights": ("int8", "float16", "bfloat16", "int4", "int8_blocks"),
     "block_scale": ("none", "float32", "bfloat16", "float16"),
+    "block_minimum": None,
+    "group": None,
+    "dynamic": None,
     "x_scale": _GRANULARITIES,
     "x_zero_point": _GRANULARITIES,
+    "has_w_zero_point": None,
+    "has_bias": None,
+    "has_residual": None,
     "activation": ("none", "relu", "gelu", "gelu_tanh", "silu"),
+    "out_scale_per_column": None,
+    "batched": None,
+    "ragged": None,
+    "transposed": None,
 }
 
 
 @functools.cache
 def _call_attributes(spec: GemmSpec):
-    """Of the custom call: the same as an array of numbers, in that order (handlers/gemm_form.h)."""
+    """Of the custom call: the same as an array of numbers."""
+    named = _attributes(spec)
     numbers = [
-        _CHOICES[name].index(value) if name in _CHOICES else int(value)
-        for name, value in _attributes(spec).items()
+        meanings.index(named[name]) if meanings else int(named[name])
+        for name, meanings in _FORM.items()
     ]
     return {"form": np.array(numbers, np.int32)}
 

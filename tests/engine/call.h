@@ -27,7 +27,7 @@ namespace qgemm::test {
 // A copy of bytes that ends where readable memory ends.
 class Fenced {
  public:
-  Fenced(const void* bytes, std::size_t size) {
+  Fenced(const void* bytes, std::size_t size) : empty_(size == 0) {
     const std::size_t page = std::size_t(sysconf(_SC_PAGESIZE));
     const std::size_t data = (size + page - 1) / page * page;
     size_ = data + page;
@@ -37,15 +37,54 @@ class Fenced {
     data_ = memory_ + data - size;
     if (size > 0) std::memcpy(data_, bytes, size);
   }
+  template <class T>
+  explicit Fenced(const std::vector<T>& values)
+      : Fenced(values.data(), values.size() * sizeof(T)) {}
   Fenced(const Fenced&) = delete;
   Fenced& operator=(const Fenced&) = delete;
   ~Fenced() { munmap(memory_, size_); }
 
   const std::uint8_t* data() const { return data_; }
+  // Null where there is nothing, as an operand that is absent.
+  template <class T>
+  const T* as() const {
+    return empty_ ? nullptr : reinterpret_cast<const T*>(data_);
+  }
 
  private:
+  const bool empty_;
   std::uint8_t *memory_, *data_;
   std::size_t size_;
+};
+
+// XLA calls with subnormals flushed.
+class Flushing {
+ public:
+#if defined(__x86_64__) || defined(__i386__)
+  Flushing() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }  // FTZ, DAZ
+  ~Flushing() { _mm_setcsr(saved_); }
+
+ private:
+  const unsigned saved_;
+
+ public:
+#elif defined(__aarch64__)
+  Flushing() {
+    __asm__ volatile("mrs %0, fpcr" : "=r"(saved_));
+    __asm__ volatile("msr fpcr, %0" ::"r"(saved_ | 1 << 24) : "memory");  // FZ
+  }
+  ~Flushing() { __asm__ volatile("msr fpcr, %0" ::"r"(saved_) : "memory"); }
+
+ private:
+  std::uint64_t saved_;
+
+ public:
+#else
+  Flushing() {}
+  ~Flushing() {}
+#endif
+  Flushing(const Flushing&) = delete;
+  Flushing& operator=(const Flushing&) = delete;
 };
 
 // The sign and the payload of a NaN are nobody's business.
@@ -171,25 +210,27 @@ inline bool RunPlan(const PlanKey& key, const Case& c, const Call& call) {
   const std::int64_t bytes = std::int64_t(expected.size());
   // Unaligned, and guarded on both sides.
   std::vector<std::uint8_t> out(bytes + 129, 0xa5);
-  const Fenced x(p.x.data(), p.x.size()), packed(p.packed.data(), p.packed.size());
-  const Fenced residual(p.residual.data(), p.residual.size());
+  const Fenced x(p.x), packed(p.packed), residual(p.residual), bias(p.bias);
+  const Fenced w_scale(p.w_scale), sums(p.sums), w_zero(p.w_zero);
+  const Fenced x_scale(p.x_scale), x_zero(p.x_zero), out_scale(p.out_scale);
   GemmOperands o;
   o.x = x.data();
   o.w = reinterpret_cast<const std::int8_t*>(packed.data());
-  o.w_scale = p.w_scale.data();
-  o.column_sums = p.sums.data();
-  o.w_zero = e.w_zero ? p.w_zero.data() : nullptr;
-  o.x_scale = p.x_scale.data();
-  o.x_zero = e.x_zero == Granularity::kNone ? nullptr : p.x_zero.data();
-  o.bias = e.bias ? p.bias.data() : nullptr;
+  o.w_scale = w_scale.as<float>();
+  o.column_sums = sums.as<std::int32_t>();
+  o.w_zero = e.w_zero ? w_zero.as<std::int32_t>() : nullptr;
+  o.x_scale = x_scale.as<float>();
+  o.x_zero = e.x_zero == Granularity::kNone ? nullptr : x_zero.as<std::int32_t>();
+  o.bias = e.bias ? bias.as<float>() : nullptr;
   o.residual = e.residual == ResidualType::kNone ? nullptr : residual.data();
-  o.out_scale = p.out_scale.data();
+  o.out_scale = out_scale.as<float>();
   o.out_zero = &p.out_zero;
   o.out = out.data() + 65;
   o.group_sizes = call.group_sizes.data();
   o.strides = call.strides;
   {
     Threads pool;
+    const Flushing as_xla;
     RunGemm(*GetPlan(key), o, pool);
   }
   bool good = true;

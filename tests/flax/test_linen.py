@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("flax", reason="the layers need flax")
 import flax.linen as nn
+from cases import SAME_ARRAYS
 from flax import core, serialization
 
 import jax_qgemm
@@ -227,9 +228,26 @@ def test_serialized_data_of_a_newer_release_is_refused():
     state = serialization.to_state_dict(variables)
     kernel = state["params"]["kernel"]
     assert all(hasattr(leaf, "dtype") for leaf in kernel.values())
-    kernel["format_version"] = 99
+    kernel["format"] = kernel["format"].copy()
+    kernel["format"][0] = 99
     with pytest.raises(ValueError, match="format version 99"):
         serialization.from_state_dict(variables, state)
-    del kernel["format_version"]  # as written before it was stored
-    loaded = serialization.from_state_dict(variables, state)["params"]["kernel"]
-    assert loaded.format_version == 1
+    del kernel["format"]
+    with pytest.raises(ValueError, match="no format in the state"):
+        serialization.from_state_dict(variables, state)
+
+
+@pytest.mark.parametrize("qtypes", SAME_ARRAYS)
+def test_serialized_data_of_another_format_is_refused(qtypes):
+    x = normal(4, 64)
+    one, other = (QDense(16, qtype=qtype).init(KEY, x) for qtype in qtypes)
+    shapes, others = ([leaf.shape for leaf in jax.tree.leaves(v)] for v in (one, other))
+    assert shapes == others
+    with pytest.raises(ValueError, match=r"from_state_dict: the data is .*, expected that of"):
+        serialization.from_bytes(other, serialization.to_bytes(one))
+
+
+def test_serialized_data_of_other_sizes_is_refused():
+    wide, tall = (QDense(n, qtype="fp16").init(KEY, normal(4, k)) for n, k in ((32, 16), (16, 32)))
+    with pytest.raises(ValueError, match="the data is that of a 16×32 kernel, expected"):
+        serialization.from_bytes(tall, serialization.to_bytes(wide))

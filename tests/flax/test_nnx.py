@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("flax", reason="the layers need flax")
+from cases import SAME_ARRAYS
 from flax import nnx, struct
 
 import jax_qgemm
@@ -133,7 +134,7 @@ def test_inputs_and_dtypes_that_are_refused():
 def test_data_of_a_newer_release_is_refused():
     layer, x = QLinear(16, 8, rngs=rngs()), normal(2, 16)
     graph, state = nnx.split(layer)
-    state["format_version"] = state["format_version"].replace(jnp.full((99,), 99, jnp.uint8))
+    state["format"] = state["format"].replace(jnp.zeros((99, 1, 1), jnp.uint8))
     with pytest.raises(ValueError, match="format version 99"):
         nnx.merge(graph, state)(x)
     with pytest.raises(ValueError, match="format version 99"):  # values are not known here
@@ -141,10 +142,20 @@ def test_data_of_a_newer_release_is_refused():
     assert layer.weight.format_version == jax_qgemm.pack_weight(normal(4, 4)).format_version
 
 
-def test_the_format_version_is_in_a_checkpoint(tmp_path):
+@pytest.mark.parametrize("qtypes", SAME_ARRAYS)
+def test_data_of_another_format_is_refused(qtypes):
+    one, other = (QLinear(64, 16, qtype=qtype, use_bias=False, rngs=rngs()) for qtype in qtypes)
+    assert one.data.shape == other.data.shape
+    nnx.update(other, nnx.state(one))
+    for call in (other, nnx.jit(lambda x: other(x))):
+        with pytest.raises(ValueError, match=r"QLinear: the data is .*, expected that of"):
+            call(normal(2, 64))
+
+
+def test_the_format_is_in_a_checkpoint(tmp_path):
     ocp = pytest.importorskip("orbax.checkpoint", reason="checkpoints need orbax")
     newer, layer = QLinear(16, 8, rngs=rngs()), QLinear(16, 8, rngs=rngs())
-    newer.format_version = QuantizedParam(jnp.full((99,), 99, jnp.uint8))
+    newer.format = QuantizedParam(jnp.zeros((99, 1, 1), jnp.uint8))
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "newer", nnx.state(newer))
     with ocp.StandardCheckpointer() as checkpointer:
@@ -197,7 +208,7 @@ def test_only_the_bias_is_trainable():
         "data",
         "scale",
         "column_sums",
-        "format_version",
+        "format",
     }
 
 

@@ -263,7 +263,7 @@ CallLine DescribeAttention(const AttentionShape& shape, const AttentionOperands&
           type + ":s8:" + type,
           Dims({batch, shape.queries, shape.heads, head_dim}),
           "cache:" + Dims({heads, length}) + " items:" + std::to_string(AttentionItems(shape)) +
-              (shape.causal ? " causal" : "") + (operands.mask != nullptr ? " mask" : ""),
+              (shape.causal ? " causal:1" : "") + (operands.mask != nullptr ? " mask:1" : ""),
           threads};
 }
 

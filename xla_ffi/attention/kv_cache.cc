@@ -1,12 +1,30 @@
 #include "attention/kv_cache.h"
 
+#include <string>
+
+#include "gemm/names.h"
 #include "gemm/quantize.h"
 #include "runtime/float_env.h"
 #include "runtime/scratch.h"
+#include "runtime/verbose.h"
 
 namespace qgemm {
+namespace {
 
-void UpdateKvCache(const KvUpdate& update, Isa isa) {
+CallLine Describe(const KvUpdate& update, Isa isa) {
+  const auto& [batch, heads, length, head_dim] = update.shape;
+  const XType type = update.type;
+  return {"update_kv_cache",
+          IsaName(isa),
+          RowKernelName(RowOp::kRange, type) + "+" + RowKernelName(RowOp::kToByte, type),
+          std::string(Name(type)) + ":s8",
+          std::to_string(batch) + "x" + std::to_string(update.tokens) + "x" +
+              std::to_string(heads) + "x" + std::to_string(head_dim),
+          "cache:" + std::to_string(heads) + "x" + std::to_string(length),
+          1};
+}
+
+void Update(const KvUpdate& update, Isa isa) {
   const FloatEnvironment ieee;
   const auto& [batch, heads, length, head_dim] = update.shape;
   const RowKernels kernels = FamilyOf(isa).rows(update.type);
@@ -34,6 +52,12 @@ void UpdateKvCache(const KvUpdate& update, Isa isa) {
       }
     }
   }
+}
+
+}  // namespace
+
+void UpdateKvCache(const KvUpdate& update, Isa isa) {
+  Traced([&] { Update(update, isa); }, [&] { return Describe(update, isa); });
 }
 
 }  // namespace qgemm

@@ -85,14 +85,14 @@ struct Avx2Acc16TileEmitter final : Acc16TileEmitter {
 int Avx512BwAcc16MaxColumns(int) { return 64; }
 
 TileFn Avx512BwAcc16Tile(const TileKey& key) {
-  static auto& cache = *new TileCache<Avx512BwAcc16TileEmitter>(Isa::kAvx512Bw);
+  static auto& cache = *new TileCache<Avx512BwAcc16TileEmitter>(Isa::kAvx512Bw, "_acc16");
   return cache.Get(key);
 }
 
 int Avx2Acc16MaxColumns(int) { return 16; }
 
 TileFn Avx2Acc16Tile(const TileKey& key) {
-  static auto& cache = *new TileCache<Avx2Acc16TileEmitter>(Isa::kAvx2);
+  static auto& cache = *new TileCache<Avx2Acc16TileEmitter>(Isa::kAvx2, "_acc16");
   return cache.Get(key);
 }
 

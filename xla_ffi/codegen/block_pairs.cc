@@ -137,7 +137,7 @@ RowKernels Avx2BlockRows(XType x) { return GeneratedBlockRows(VectorWidth::k256,
 int Avx2BlockMaxColumns(int rows) { return rows == 1 ? 64 : 16; }
 
 TileFn Avx2BlockTile(const TileKey& key) {
-  static auto& cache = *new TileCache<PairBlockTileEmitter>(Isa::kAvx2);
+  static auto& cache = *new TileCache<PairBlockTileEmitter>(Isa::kAvx2, "_blocks");
   return cache.Get(key);
 }
 

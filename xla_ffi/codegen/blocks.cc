@@ -168,7 +168,7 @@ struct Avx512VnniBlockTileEmitter final : DotBlockTileEmitter {
 
 template <class Emitter>
 TileFn Generate(Isa isa, const TileKey& key) {
-  static auto& cache = *new TileCache<Emitter>(isa);
+  static auto& cache = *new TileCache<Emitter>(isa, "_blocks");
   return cache.Get(key);
 }
 

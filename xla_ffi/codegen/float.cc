@@ -223,7 +223,7 @@ struct Avx2FloatTileEmitter final : FloatTileEmitter {
 int Avx512FloatMaxColumns(int) { return 64; }
 
 TileFn Avx512FloatTile(const TileKey& key) {
-  static auto& cache = *new TileCache<Avx512FloatTileEmitter>(Isa::kAvx512Bw);
+  static auto& cache = *new TileCache<Avx512FloatTileEmitter>(Isa::kAvx512Bw, "_float");
   return cache.Get(key);
 }
 
@@ -232,7 +232,7 @@ RowKernels Avx512FloatRows(XType x) { return GeneratedFloatRows(VectorWidth::k51
 int Avx2FloatMaxColumns(int rows) { return rows == 1 ? 64 : rows == 2 ? 32 : 16; }
 
 TileFn Avx2FloatTile(const TileKey& key) {
-  static auto& cache = *new TileCache<Avx2FloatTileEmitter>(Isa::kAvx2);
+  static auto& cache = *new TileCache<Avx2FloatTileEmitter>(Isa::kAvx2, "_float");
   return cache.Get(key);
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "gemm/kernel.h"
 #include "gemm/names.h"
@@ -26,7 +27,9 @@ struct TileKeyHash {
 
 template <class Emitter>
 struct TileCache : KernelCache<TileKey, TileKeyHash, Emitter> {
-  explicit TileCache(Isa isa) : KernelCache<TileKey, TileKeyHash, Emitter>(IsaName(isa)) {}
+  // `kind`: of an ISA's families all but the first have one, for names are theirs alone.
+  explicit TileCache(Isa isa, const char* kind = "")
+      : KernelCache<TileKey, TileKeyHash, Emitter>(std::string(IsaName(isa)) + kind) {}
 };
 
 }  // namespace qgemm

@@ -23,7 +23,7 @@ int Participants(int threads, std::int64_t items) {
 
 // The kernel that does the most: of the most rows, in a whole panel. Null for an empty product.
 const TileKey* MainTile(const Plan& plan) {
-  const KPart part = plan.k_blocks == 1 ? KPart::kWhole : KPart::kLast;
+  const KPart part = plan.k_blocks == 1 || plan.is_parts ? KPart::kWhole : KPart::kLast;
   for (std::size_t rows = std::size(plan.steps); rows > 0; --rows) {
     for (const auto& steps : plan.steps[rows - 1]) {
       if (!steps.empty()) return &steps.front().keys[int(part)];
@@ -56,18 +56,22 @@ CallLine DescribeGemm(const Plan& plan) {
     line.shape = std::to_string(shape.batch) + (shape.ragged ? "|" : "*");
   }
   line.shape += Dims(shape.m, shape.n) + "x" + std::to_string(shape.k);
-  if (const TileKey* tile = MainTile(plan)) {
+  const Plan& main = plan.parts ? *plan.parts : plan;  // what takes the time
+  if (const TileKey* tile = MainTile(main)) {
     const bool copied = !IsFloat(spec.x) || IsAsItIs(plan.family->a_format);
     const char* rows = plan.in_place      ? "in_place"
                        : copied           ? "copied"
                        : spec.FloatSums() ? "widened"
                                           : "quantized";
     line.kernel = Name(*tile);
-    line.plan = "tile:" + Dims(tile->rows, tile->columns) + " block:" + Block(plan) +
-                " items:" + std::to_string(plan.items.size()) +
-                " k_blocks:" + std::to_string(plan.k_blocks) + " rows:" + rows +
-                (acc16 ? " sums:int16" : "") + (f32_panels ? " panels:f32" : "") +
-                (plan.parts ? " k_parts:" + std::to_string(plan.parts->k_blocks) : "");
+    line.plan = "tile:" + Dims(tile->rows, tile->columns);
+    if (!shape.ragged) {  // whose items are those of a call
+      const std::int64_t items = std::int64_t(main.items.size()) * main.products;
+      line.plan += " block:" + Block(main) + " items:" + std::to_string(items);
+    }
+    line.plan += " k_blocks:" + std::to_string(plan.k_blocks) + " rows:" + rows +
+                 (acc16 ? " sums:int16" : "") + (f32_panels ? " panels:f32" : "") +
+                 (plan.parts ? " k_parts:" + std::to_string(plan.parts->k_blocks) : "");
   } else {
     line.plan = "items:0";
   }

@@ -474,7 +474,7 @@ void FinishParts(const Plan& plan, const GemmOperands& operands, const std::int3
   }
 }
 
-void RunItems(const Plan& plan, const WorkItem* items, const GemmOperands& operands,
+void RunItems(const Plan& plan, const std::vector<WorkItem>& items, const GemmOperands& operands,
               Job::Participant& self, std::int64_t first) {
   const FloatEnvironment ieee;
   Workspace& workspace = ThreadWorkspace();
@@ -482,10 +482,11 @@ void RunItems(const Plan& plan, const WorkItem* items, const GemmOperands& opera
   GemmOperands current;
   std::optional<BlockRunner> runner;
   std::int64_t batch = -1, prepared = -1;  // first row
+  const auto of_product = std::int64_t(items.size());
   for (std::int64_t i = first; i >= 0; i = self.Next()) {
-    const WorkItem& item = items[i];
-    if (item.batch != batch) {
-      batch = item.batch;
+    const WorkItem& item = items[i % of_product];
+    if (const std::int64_t product = item.batch + i / of_product; product != batch) {
+      batch = product;
       prepared = -1;
       current = operands.Of(batch);
       runner.emplace(tiles, current, workspace);

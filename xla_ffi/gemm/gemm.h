@@ -11,7 +11,7 @@
 namespace qgemm {
 
 // Works through the items a participant claims through `self`, the first of them in hand.
-void RunItems(const Plan& plan, const WorkItem* items, const GemmOperands& operands,
+void RunItems(const Plan& plan, const std::vector<WorkItem>& items, const GemmOperands& operands,
               Job::Participant& self, std::int64_t first);
 
 // The items of a ragged product, in memory of the calling thread, which is kept between calls.
@@ -36,11 +36,11 @@ void RunGemm(const Plan& plan, const GemmOperands& operands, Pool& pool) {
     if (plan.parts) of_items.out = PartSums(plan);
     bool has_rows = false;
     const std::thread::id caller = std::this_thread::get_id();
-    ParallelClaim(pool, std::int64_t(items.size()), Crew{plan.threads, plan.woken},
+    ParallelClaim(pool, std::int64_t(items.size()) * plan.products, Crew{plan.threads, plan.woken},
                   [&](Job::Participant& self, std::int64_t first) {
                     // Not later: after the last item the caller's frame may be gone.
                     if (std::this_thread::get_id() == caller) has_rows = true;
-                    RunItems(plan, items.data(), of_items, self, first);
+                    RunItems(plan, items, of_items, self, first);
                   });
     if (plan.parts) {
       FinishParts(plan, operands, static_cast<const std::int32_t*>(of_items.out), has_rows);

@@ -101,14 +101,8 @@ void SplitWork(Plan& plan) {
   const std::int64_t threads = ThreadsFor(plan.key, all, kCyclesToHand);
   const bool large = batch >= kProductsPerThread * threads;
   SplitProduct(plan, cycles, large ? 1 : ThreadsFor(plan.key, cycles, kCyclesToHand));
-  const std::vector<WorkItem> product = plan.items;
-  for (std::int64_t b = 1; b < batch; ++b) {
-    for (WorkItem item : product) {
-      item.batch = b;
-      plan.items.push_back(item);
-    }
-  }
-  plan.threads = int(std::min<std::int64_t>(threads, std::int64_t(plan.items.size())));
+  plan.products = batch;
+  plan.threads = int(std::min<std::int64_t>(threads, std::int64_t(plan.items.size()) * batch));
   plan.woken = int(std::min<std::int64_t>(plan.threads, ThreadsFor(plan.key, all, kCyclesToWake)));
 }
 

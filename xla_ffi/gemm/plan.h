@@ -54,7 +54,7 @@ struct EvenSplit {
 };
 
 // What a participant claims: a block of rows of one product by some panels, one after the other;
-// of Plan::parts, one part of K.
+// of Plan::parts, one part of K. `batch`: of a ragged product, which of the weights.
 struct WorkItem {
   std::int64_t batch, first_row, rows, first_panel, panels, part = 0;
 };
@@ -63,11 +63,12 @@ struct Plan {
   PlanKey key;
   const KernelFamily* family = nullptr;
   PackedLayout layout{};
-  std::vector<WorkItem> items;  // of a ragged product: see AddGroups
-  int threads = 1;              // worth using where they are at hand
-  int woken = 1;                // worth waking
-  RowKernels row_kernels{};     // where x is float
-  Epilogue epilogue;            // of the kernels: with the zero point that the format of x brings
+  std::vector<WorkItem> items;  // of each product of a batch; of a ragged one see AddGroups
+  std::int64_t products = 1;
+  int threads = 1;           // worth using where they are at hand
+  int woken = 1;             // worth waking
+  RowKernels row_kernels{};  // where x is float
+  Epilogue epilogue;         // of the kernels: with the zero point that the format of x brings
   std::int64_t k_blocks = 1;
   std::int64_t k_block = 0;  // elements of K in all but the last block
   // Where there are fewer panels than threads: the sums of parts of K, [part][M][N], the parts

@@ -34,7 +34,6 @@ struct TransposeUnit {
   std::int64_t step_bytes;    // from step to step
   std::int64_t valid_steps;   // the others are beyond K
   std::int64_t columns;       // 1 to 8
-  std::int64_t column;        // in its panel
   const float* scale;         // of the columns
   const std::int32_t* zero;
   const std::uint8_t* block_scales;  // of blocks, from the first column on
@@ -74,7 +73,6 @@ void ForUnits(const TransposeSource& source, std::int64_t panel, float* to, cons
       for (std::int64_t j = 0; j < valid; j += kColumns) {
         const std::int64_t n = p * kPanelColumns + j;
         const std::int64_t of_group = source.group > 0 ? k / source.group * layout.n : 0;
-        unit.column = j;
         unit.columns = std::min(kColumns, valid - j);
         // The 16 columns of a step of float16 are together, k by k.
         unit.steps = steps + (layout.w == WType::kF16

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <optional>
-#include <string_view>
 
 #include "gemm/spec.h"
 #include "xla/ffi/api/ffi.h"
@@ -45,23 +44,6 @@ inline std::optional<OutType> OutTypeOf(ffi::DataType dtype) {
     default:
       return {};
   }
-}
-
-// By the name of how the weights are stored.
-inline std::optional<WType> WTypeOf(std::string_view name) {
-  if (name == "int8") return WType::kS8;
-  if (name == "float16") return WType::kF16;
-  if (name == "bfloat16") return WType::kBf16;
-  if (name == "int4") return WType::kU4;
-  if (name == "int8_blocks") return WType::kU8;
-  return {};
-}
-
-inline std::optional<ScaleType> ScaleTypeOf(std::string_view name) {
-  if (name == "float32") return ScaleType::kF32;
-  if (name == "bfloat16") return ScaleType::kBf16;
-  if (name == "float16") return ScaleType::kF16;
-  return {};
 }
 
 // kNone for a dtype that a residual cannot have.

@@ -35,6 +35,16 @@ enum class FormField {
   kCount,
 };
 
+// Numbers in programs are those of the engine, which has to keep them.
+static_assert(int(WType::kS8) == 0 && int(WType::kF16) == 1 && int(WType::kBf16) == 2 &&
+              int(WType::kU4) == 3 && int(WType::kU8) == 4);
+static_assert(int(ScaleType::kF32) == 0 && int(ScaleType::kBf16) == 1 && int(ScaleType::kF16) == 2);
+static_assert(int(Granularity::kNone) == 0 && int(Granularity::kTensor) == 1 &&
+              int(Granularity::kRow) == 2);
+static_assert(int(Activation::kNone) == 0 && int(Activation::kRelu) == 1 &&
+              int(Activation::kGelu) == 2 && int(Activation::kGeluTanh) == 3 &&
+              int(Activation::kSilu) == 4);
+
 struct GemmForm {
   WType weights = WType::kS8;
   BlockForm blocks;  // of weights in blocks

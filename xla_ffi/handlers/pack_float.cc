@@ -1,11 +1,11 @@
 // jax_qgemm.pack_float.v1: a float16 or bfloat16 matrix into the layout of gemm/layout.h.
 //
 // operand: values u16 [K,N], the bits of what `weights` names. result: data u16 [packed].
+#include <optional>
 #include <string_view>
 
 #include "gemm/pack.h"
 #include "handlers/check.h"
-#include "handlers/dtypes.h"
 #include "handlers/handlers.h"
 #include "handlers/pool.h"
 
@@ -14,11 +14,17 @@ namespace {
 
 constexpr char kTarget[] = "jax_qgemm.pack_float.v1";
 
+std::optional<WType> WTypeOf(std::string_view name) {
+  if (name == "float16") return WType::kF16;
+  if (name == "bfloat16") return WType::kBf16;
+  return {};
+}
+
 ffi::Error PackFloat(ffi::ThreadPool thread_pool, ffi::BufferR2<ffi::U16> values,
                      ffi::ResultBufferR1<ffi::U16> data, std::string_view weights) {
   Checker check(kTarget);
   const auto type = WTypeOf(weights);
-  if (!check.Require(type && IsFloat(*type), "unsupported weights '", weights, "'")) {
+  if (!check.Require(type.has_value(), "unsupported weights '", weights, "'")) {
     return check.error();
   }
   const PackedLayout layout{values.dimensions()[0], values.dimensions()[1], *type};

@@ -19,7 +19,7 @@ const char* IsaName(Isa isa);
 struct CpuInfo {
   std::string vendor;
   std::string brand;
-  std::vector<std::string> features;  // the ones a kernel family asks for, as far as present
+  std::vector<std::string> features;  // those that matter to products, as far as present
   std::vector<Isa> available;         // ascending, never empty: portable always runs
   // Pairs of 16-bit floats multiplied: beside Isa::kAvx512Vnni, beside Isa::kAmxInt8.
   bool avx512_bf16 = false, amx_bf16 = false, amx_fp16 = false;

@@ -1,11 +1,11 @@
 // A parallel loop by claiming work, which cannot deadlock on a shared thread pool.
 //
-// The caller and some helpers take items from an atomic counter. The caller never
-// waits for a helper to *start*: it works through the items itself and at the end waits only for
-// items that a helper has already claimed, that is, for threads that are running. So any number of
-// programs may call this at once on a pool of any size. Helpers linger for the next loop. A loop
-// too small to wake a helper takes those that linger; where such loops follow each other, one does
-// wake helpers, for the rest of them.
+// The caller and some helpers each take items from a range of their own, then from those of others
+// (job.h). The caller never waits for a helper to *start*: it works through the items itself and at
+// the end waits only for items that a helper has already claimed, that is, for threads that are
+// running. So any number of programs may call this at once on a pool of any size. Helpers linger
+// for the next loop. A loop too small to wake a helper takes those that linger; where such loops
+// follow each other, one does wake helpers, for the rest of them.
 #pragma once
 
 #include <algorithm>
