@@ -256,8 +256,11 @@ def check_quantized(function: str, name: str, q):
             )
     elif zero_point is not None:
         zero_point = zero_point_array(function, f"{name}.zero_point", zero_point, qtype)
-    q = dataclasses.replace(q, qvalue=qvalue, scale=scale, zero_point=zero_point, qtype=qtype)
-    if group_size(function, f"{name}.group_size", q.group_size) is not None:
+    group = group_size(function, f"{name}.group_size", q.group_size)
+    q = dataclasses.replace(
+        q, qvalue=qvalue, scale=scale, zero_point=zero_point, qtype=qtype, group_size=group
+    )
+    if group is not None:
         return _check_groups(function, name, q)
     for part, value in (("scale", scale), ("zero_point", zero_point)):
         if value is not None and not fits(value.shape, qvalue.shape):

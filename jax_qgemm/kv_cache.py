@@ -124,7 +124,7 @@ def attention(query, cache: KVCache, position, *, scale=None, causal=True, mask=
       mask: None, or bool [B, L or fewer]: False leaves a position of the cache out, for padding.
 
     Returns:
-      [B, T, H, D] of query's dtype; 0 where a query sees nothing.
+      [B, T, H, D] of query's dtype; 0 where a query sees nothing, or only what scores -Inf.
 
     Raises:
       TypeError, ValueError: arrays of other dtypes or shapes, a known position outside the cache.

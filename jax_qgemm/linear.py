@@ -51,15 +51,16 @@ def dot(
       bias: None, or float32, bfloat16 or float16 [N].
       residual: None, or float32, bfloat16 or float16 (..., N), the shape of the result.
       activation: None, "relu", "gelu" (by the error function), "gelu_tanh" (its approximation by
-        tanh) or "silu". Computed in float32, at most 2 units in the last place off.
+        tanh) or "silu". Computed in float32, at most 2 units in the last place off, 3
+        for one argument in a million.
       preferred_element_type: float32, bfloat16 or float16, the dtype of the result. Default: x's
         dtype; float32 for a QuantizedArray.
 
     Returns:
-      (..., N). A row of x that holds NaN or Inf gives a row of NaN; a row whose values span less
-      than 255 times the smallest normal float32 (3e-36) counts as zeros. Scales come after the
-      sums of what shares them, which overflow for |x| beyond 3e38 / (127 K) where x stays float,
-      beyond 1e35 with weights in blocks.
+      (..., N). Where x is quantized a row of it that holds NaN or Inf gives a row of NaN, and one
+      whose values span less than 255 times the smallest normal float32 (3e-36) counts as zeros.
+      Scales come after the sums of what shares them, which overflow for |x| beyond 3e38 / (127 K)
+      where x stays float, beyond 1e35 with weights in blocks.
 
     Raises:
       TypeError: an argument of a wrong type or dtype.
@@ -103,6 +104,9 @@ def ragged_dot(
         raise ValueError(f"{name}: w must be a stack of weights (G, K, N), got {describe(w)}")
     if x.ndim != 2:
         raise ValueError(f"{name}: x must have 2 dimensions (M, K), got {describe(x)}")
+    if isinstance(group_sizes, np.ndarray) and group_sizes.dtype.kind in "iu":
+        # JAX would let what is beyond int32 wrap.
+        group_sizes = group_sizes.astype(object).clip(-1, np.iinfo(np.int32).max).astype(np.int32)
     group_sizes = errors.as_array(name, "group_sizes", group_sizes)
     if not jnp.issubdtype(group_sizes.dtype, jnp.integer):
         raise TypeError(f"{name}: group_sizes must be integers, got {describe(group_sizes)}")

@@ -75,7 +75,7 @@ def pack_weight(kernel, qtype="int8", *, symmetric=None, clamp=False) -> PackedW
         symmetrically, each row with a scale per group, or stay floats with ":weight_only".
       symmetric: as in `quantize`; of floats None. Blocks have a minimum where it is False.
       clamp: of "fp16" and "bf16": values beyond the largest one become that. Where it is False
-        they are refused, or infinite if the kernel is traced.
+        they are refused, or infinite if the kernel is traced, as everything is inside jit.
 
     Raises:
       TypeError: kernel is of another dtype.

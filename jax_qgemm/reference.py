@@ -325,7 +325,7 @@ def epilogue(y, bias, residual, activation: str):
     if bias is not None:
         y = rounded(y) + jnp.expand_dims(bias, tuple(range(y.ndim - 1)))
     if residual is not None:
-        y = y + residual.astype(jnp.float32)
+        y = (rounded(y) if bias is None else y) + residual.astype(jnp.float32)
     return y if activation == "none" else ACTIVATIONS[activation](y)
 
 
@@ -459,6 +459,7 @@ def attention(query, cache, position, mask=None, *, scale: float, causal: bool):
     q = query.astype(jnp.float32).reshape(batch, tokens, groups, heads // max(groups, 1), dim)
     scores = jnp.einsum("btghd,bgdl->btghl", q * np.float32(scale), keys, precision="highest")
     scores = scores * key_scale[:, None, :, None]
+    position = jnp.minimum(position, length)  # more would wrap
     seen = jnp.broadcast_to(position, (batch,))[:, None] + (
         jnp.arange(1, tokens + 1) if causal else jnp.full(tokens, tokens)
     )

@@ -142,7 +142,12 @@ class QuantizedArray(_Quantized):
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> QuantizedArray:
         """The inverse of `to_arrays`. ValueError for data of a newer release or altered data."""
         (*_, group), qtype, parts = cls._read(arrays, _QTYPES, 3)
-        return cls(**parts, qtype=qtype, group_size=group or None)
+        q = cls(**parts, qtype=qtype, group_size=group or None)
+        return errors.check_quantized("QuantizedArray.from_arrays", "q", q)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        # Also of parts that are plain numbers.
+        return _Quantized.to_arrays(errors.check_quantized("to_arrays", "q", self))
 
     @classmethod
     def _fields(cls, qtype: str) -> dict[str, str]:

@@ -131,6 +131,16 @@ def test_sizes_of_any_integers(dtype, rng):
     assert np.array_equal(jq.ragged_dot(x, w, sizes.astype(dtype)), jq.ragged_dot(x, w, sizes))
 
 
+@pytest.mark.parametrize(
+    "sizes", [[2**32, 1, 1], [-(2**40), 300, 1], np.array([2**63, 1, 1], "u8")]
+)
+def test_sizes_beyond_int32(sizes, rng):
+    w, x = make(rng, 3, 20, 30), jnp.asarray(rng.standard_normal((300, 20)), jnp.float32)
+    sizes = np.asarray(sizes)
+    same = [300, 0, 0] if sizes[0] > 0 else [0, 300, 0]
+    assert np.array_equal(jq.ragged_dot(x, w, sizes), jq.ragged_dot(x, w, np.array(same)))
+
+
 def test_errors(rng):
     w, x = make(rng, 2, 20, 30), jnp.ones((10, 20))
     sizes = jnp.asarray([3, 4])

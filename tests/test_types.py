@@ -197,3 +197,21 @@ def test_incomplete_arrays_are_refused():
         jq.PackedWeight.from_arrays({k: v for k, v in arrays.items() if k != "column_sums"})
     with pytest.raises(ValueError, match="data has 639 elements, expected 640"):
         jq.PackedWeight.from_arrays(arrays | {"data": arrays["data"][1:]})
+
+
+def test_saved_parts_may_be_numbers():
+    q = jq.QuantizedArray(jnp.full((4, 8), 10, jnp.uint8), 0.5, 3, "uint8")
+    loaded = jq.QuantizedArray.from_arrays(q.to_arrays())
+    assert np.array_equal(loaded.dequantize(), q.dequantize())
+    assert np.array_equal(loaded.dequantize(), np.full((4, 8), 3.5))
+
+
+@pytest.mark.parametrize(
+    "altered",
+    [{"scale": np.ones(7, np.float32)}, {"zero_point": np.ones(7, np.int32)}]
+    + [{"metadata": np.array([1, 1, group])} for group in (7, -5)],
+)
+def test_altered_parts_of_quantized_arrays_are_refused(altered):
+    q = jq.quantize(np.ones((64, 48), np.float32), "uint8", channelwise_axes=[1])
+    with pytest.raises(ValueError, match="QuantizedArray.from_arrays: q"):
+        jq.QuantizedArray.from_arrays(q.to_arrays() | altered)

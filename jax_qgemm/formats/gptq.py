@@ -16,7 +16,8 @@ _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # nibble i of a word is of column _AWQ_OR
 def packed_weight(
     qweight, qzeros, scales, g_idx=None, *, bits=4, zeros_less_one=True, weight_only=False
 ) -> PackedWeight:
-    """The (K, N) weight of a layer of a GPTQ checkpoint, with exactly its values.
+    """The (K, N) weight of a layer of a GPTQ checkpoint, with its values: exactly those where
+    scales are of 16 bits, within a rounding where they are float32.
 
     Args:
       qweight: int32 (K * bits / 32, N), words along K, the lowest bits first.

@@ -8,7 +8,7 @@
 // z is a sum of two floats, for an error of z is a relative error of 2^-z. R(a), Mills' ratio up to
 // a constant, is a polynomial of degree 6 on each of 16 intervals. Every step is one rounding, and
 // products that feed a sum are fused, so vectors give the same bits. At most 2 ulp from the
-// correctly rounded value for all of f32 (numerics: "Epilogue").
+// correctly rounded value, 3 for one negative argument in a million (13 of 21 million, of all f32).
 #pragma once
 
 #include <algorithm>
