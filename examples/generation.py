@@ -34,7 +34,8 @@ class Sampling:
             best = ordered == ordered.max(-1, keepdims=True)
             ids = jnp.arange(logits.shape[-1])
             return jnp.where(best, ids, logits.shape[-1] - 1).min(-1)
-        values, ids = jax.lax.top_k(logits / self.temperature, self.top_k)
+        count = min(self.top_k, logits.shape[-1])
+        values, ids = jax.lax.top_k(logits / self.temperature, count)
         probability = jax.nn.softmax(values)
         before = jnp.cumsum(probability, axis=-1) - probability
         values = jnp.where(before < self.top_p, values, -jnp.inf)

@@ -1,6 +1,6 @@
 """A language model that writes: SmolLM2-135M-Instruct with weights of 4 bits, or as you say.
 
-    python examples/text_generation.py "What is the capital of France?"
+    python examples/text_generation.py --format=file:weight_only "What is the capital of France?"
     python examples/text_generation.py --raw --temperature=0.8 "Once upon a time"
     python examples/text_generation.py --format=int8 --kv_cache=float32 "Why is the sky blue?"
     python examples/text_generation.py --perplexity=book.txt --format=int4:32:weight_only
@@ -38,7 +38,13 @@ _CONTEXT = flags.DEFINE_integer("context", 1024, "Tokens of prompt and answer.",
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 200, "Tokens of an answer.", lower_bound=1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0: the most likely token.", lower_bound=0.0)
 _TOP_K = flags.DEFINE_integer("top_k", 40, "Sample among so many tokens.", lower_bound=1)
-_TOP_P = flags.DEFINE_float("top_p", 0.95, "Sample among tokens of this probability together.")
+_TOP_P = flags.DEFINE_float(
+    "top_p",
+    0.95,
+    "Sample among tokens of this probability together.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
 _RAW = flags.DEFINE_bool("raw", False, "Continue the text, in place of answering it.")
 _PERPLEXITY = flags.DEFINE_string(

@@ -16,7 +16,8 @@ except ImportError as e:
     warnings.warn(
         f"jax_qgemm: {_why}. All functions work through XLA, many times slower. For the fast "
         "kernels build the package: `pip install .` in a checkout, with g++ and on x86-64 "
-        "Debian's libxbyak-dev installed.",
+        "Debian's libxbyak-dev installed. Where that is done, run Python from another folder: in a "
+        "checkout it finds the sources before the package.",
         stacklevel=4,  # the user's import,
     )
 
