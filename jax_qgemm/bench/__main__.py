@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for option, path in (("--json", options.json), ("--plot", options.plot)):
         if path and (fault := _unwritable(pathlib.Path(path))):
             sys.exit(f"{option}: expected a file that can be written, got {path}: {fault}")
+    if options.plot and pathlib.Path(options.plot).suffix not in (".png", ".svg", ".pdf"):
+        sys.exit(f"--plot: expected a path that ends in .png, .svg or .pdf, got {options.plot}")
     length = options.layers, options.seconds, options.repeats
     with config.limit_isa(options.isa):
         try:
@@ -52,12 +54,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.exit(f"not timed: {error}")
     if not found.results:
         sys.exit(_failures(found))
-    print(report.text(found))
+    # Files first: to print may fail.
     if options.json:
         text = json.dumps(found.to_json(), indent=2, ensure_ascii=False)
         pathlib.Path(options.json).write_text(text + "\n", encoding="utf-8")
     if options.plot:
         plot.save(found, options.plot)
+    print(report.text(found))
     if not found.complete:
         sys.exit(_failures(found))
 

@@ -38,8 +38,10 @@ class Process:
         self._log = tempfile.TemporaryFile(  # noqa: SIM115, closed by `close`
             "w+", encoding="utf-8", errors="replace"
         )
+        # With the same package as here, which a checkout in the folder may hide.
+        flags = ["-P"] if sys.flags.safe_path else []
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "jax_qgemm.bench.worker", module, isa],
+            [sys.executable, *flags, "-m", "jax_qgemm.bench.worker", module, isa],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -142,6 +142,16 @@ def test_output_that_cannot_be_written_is_refused_before_measuring(option, tmp_p
         assert message == f"{option}: expected a file that can be written, got {path}: {fault}"
 
 
+@pytest.mark.parametrize("name", ["plot", "plot.foo"])
+def test_a_plot_of_no_known_kind_is_refused_before_measuring(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    with pytest.raises(
+        SystemExit, match=r"--plot: expected a path that ends in .png, .svg or .pdf"
+    ):
+        bench.main(["--plot", str(tmp_path / name)])
+
+
 @pytest.mark.skipif(bool(importlib.util.find_spec("matplotlib")), reason="matplotlib is installed")
 def test_plot_says_what_it_needs():
     with pytest.raises(SystemExit, match="pip install jax-qgemm"):
