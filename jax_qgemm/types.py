@@ -257,10 +257,10 @@ class PackedWeight(_Quantized):
 
     def _check_format(self, where: str, found: tuple[int, ...]) -> None:
         """ValueError unless `found` is the format of data that may take the place of this one's."""
-        errors.check_format_version(where, found[0])
-        if tuple(found) == self._format:
+        version, stored, units = found
+        errors.check_format_version(where, version)
+        if (stored, units) == self._format[1:]:
             return
-        _, stored, units = found
         stored, minimum = divmod(stored - 1, 2)
         index, scales = divmod(stored, len(_SCALE_DTYPES))
         parts = [_WEIGHTS[index] if index < len(_WEIGHTS) else f"qtype {index}"]

@@ -193,7 +193,7 @@ def _from_state_dict(weight: PackedWeight, state: dict[str, Any]) -> PackedWeigh
         if name in state
     }
     missing = dict.fromkeys(set(_PARTS) - set(parts))
-    return dataclasses.replace(weight, **parts, **missing)
+    return dataclasses.replace(weight, **parts, **missing, format_version=found[0])
 
 
 # So that flax.serialization (to_bytes, msgpack, flax.training.checkpoints) knows packed kernels.

@@ -165,6 +165,7 @@ class QLinear(nnx.Module):
             matrix_shape=(self.in_features // self.row_parts, self.out_features),
             qtype=self.qtype,
             channelwise=self.channelwise,
+            format_version=self.format.shape[-3],
             group_size=self.group_size,
             weight_only=self.weight_only,
             scale_dtype=self.scale_dtype,

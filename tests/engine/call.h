@@ -57,36 +57,6 @@ class Fenced {
   std::size_t size_;
 };
 
-// XLA calls with subnormals flushed.
-class Flushing {
- public:
-#if defined(__x86_64__) || defined(__i386__)
-  Flushing() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }  // FTZ, DAZ
-  ~Flushing() { _mm_setcsr(saved_); }
-
- private:
-  const unsigned saved_;
-
- public:
-#elif defined(__aarch64__)
-  Flushing() {
-    __asm__ volatile("mrs %0, fpcr" : "=r"(saved_));
-    __asm__ volatile("msr fpcr, %0" ::"r"(saved_ | 1 << 24) : "memory");  // FZ
-  }
-  ~Flushing() { __asm__ volatile("msr fpcr, %0" ::"r"(saved_) : "memory"); }
-
- private:
-  std::uint64_t saved_;
-
- public:
-#else
-  Flushing() {}
-  ~Flushing() {}
-#endif
-  Flushing(const Flushing&) = delete;
-  Flushing& operator=(const Flushing&) = delete;
-};
-
 // The sign and the payload of a NaN are nobody's business.
 inline bool BothNan(OutType out, const std::uint8_t* got, const std::vector<std::uint8_t>& want,
                     std::int64_t byte) {
@@ -230,7 +200,7 @@ inline bool RunPlan(const PlanKey& key, const Case& c, const Call& call) {
   o.strides = call.strides;
   {
     Threads pool;
-    const Flushing as_xla;
+    const FloatEnvironment as_xla(kFlushing);
     RunGemm(*GetPlan(key), o, pool);
   }
   bool good = true;

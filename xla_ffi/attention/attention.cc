@@ -1,7 +1,6 @@
 #include "attention/attention.h"
 
 #include <cmath>
-#include <initializer_list>
 #include <string>
 
 #include "attention/softmax.h"
@@ -244,12 +243,6 @@ class ItemRunner {
   const float *key_scale_ = nullptr, *value_scale_ = nullptr;
   float *queries_ = nullptr, *scores_ = nullptr, *mixed_ = nullptr;
 };
-
-std::string Dims(std::initializer_list<std::int64_t> sizes) {
-  std::string text;
-  for (const std::int64_t size : sizes) text += (text.empty() ? "" : "x") + std::to_string(size);
-  return text;
-}
 
 }  // namespace
 

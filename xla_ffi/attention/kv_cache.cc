@@ -18,9 +18,8 @@ CallLine Describe(const KvUpdate& update, Isa isa) {
           IsaName(isa),
           RowKernelName(RowOp::kRange, type) + "+" + RowKernelName(RowOp::kToByte, type),
           std::string(Name(type)) + ":s8",
-          std::to_string(batch) + "x" + std::to_string(update.tokens) + "x" +
-              std::to_string(heads) + "x" + std::to_string(head_dim),
-          "cache:" + std::to_string(heads) + "x" + std::to_string(length),
+          Dims({batch, update.tokens, heads, head_dim}),
+          "cache:" + Dims({heads, length}),
           1};
 }
 

@@ -11,10 +11,6 @@
 namespace qgemm {
 namespace {
 
-std::string Dims(std::int64_t a, std::int64_t b) {
-  return std::to_string(a) + "x" + std::to_string(b);
-}
-
 std::string Joined(const char* a, const char* b) { return std::string(a) + ":" + b; }
 
 int Participants(int threads, std::int64_t items) {
@@ -41,7 +37,7 @@ std::string Block(const Plan& plan) {
     rows = item.rows;
     columns = width;
   }
-  return Dims(rows, columns);
+  return Dims({rows, columns});
 }
 
 }  // namespace
@@ -55,7 +51,7 @@ CallLine DescribeGemm(const Plan& plan) {
   if (shape.batch != 1 || shape.ragged) {
     line.shape = std::to_string(shape.batch) + (shape.ragged ? "|" : "*");
   }
-  line.shape += Dims(shape.m, shape.n) + "x" + std::to_string(shape.k);
+  line.shape += Dims({shape.m, shape.n, shape.k});
   const Plan& main = plan.parts ? *plan.parts : plan;  // what takes the time
   if (const TileKey* tile = MainTile(main)) {
     const bool copied = !IsFloat(spec.x) || IsAsItIs(plan.family->a_format);
@@ -64,7 +60,7 @@ CallLine DescribeGemm(const Plan& plan) {
                        : spec.FloatSums() ? "widened"
                                           : "quantized";
     line.kernel = Name(*tile);
-    line.plan = "tile:" + Dims(tile->rows, tile->columns);
+    line.plan = "tile:" + Dims({tile->rows, tile->columns});
     if (!shape.ragged) {  // whose items are those of a call
       const std::int64_t items = std::int64_t(main.items.size()) * main.products;
       line.plan += " block:" + Block(main) + " items:" + std::to_string(items);
@@ -89,12 +85,12 @@ CallLine DescribeQuantize(const QuantizeRowsOperands& operands, Isa isa, std::in
   if (per_row) line.kernel = RowKernelName(RowOp::kRange, operands.x_type) + "+";
   line.kernel += RowKernelName(RowOp::kToByte, operands.x_type);
   line.types = Joined(Name(operands.x_type), is_signed ? "s8" : "u8");
-  line.shape = Dims(operands.rows, operands.k);
+  line.shape = Dims({operands.rows, operands.k});
   line.plan = std::string("scheme:") +
               (!per_row     ? "static"
                : asymmetric ? "per_row_asymmetric"
                             : "per_row_symmetric") +
-              " block:" + Dims(std::min(rows_per_item, operands.rows), operands.k) +
+              " block:" + Dims({std::min(rows_per_item, operands.rows), operands.k}) +
               " items:" + std::to_string(items);
   return line;
 }
@@ -104,7 +100,7 @@ CallLine DescribePack(const PackedLayout& layout, int threads) {
           IsaName(Isa::kPortable),
           "pack_panel",
           Joined(Name(layout.w), Name(layout.w)),
-          Dims(layout.k, layout.n),
+          Dims({layout.k, layout.n}),
           "items:" + std::to_string(layout.Panels()),
           Participants(threads, layout.Panels())};
 }

@@ -65,6 +65,12 @@ std::string Suffix(const char* what, Granularity granularity, Granularity usual)
 
 }  // namespace
 
+std::string Dims(std::initializer_list<std::int64_t> sizes) {
+  std::string text;
+  for (const std::int64_t size : sizes) text += (text.empty() ? "" : "x") + std::to_string(size);
+  return text;
+}
+
 const char* Name(XType x) {
   switch (x) {
     case XType::kS8:

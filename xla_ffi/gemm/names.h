@@ -1,11 +1,16 @@
 // Names of kernels: what perf, files of machine code and verbose lines show. No two keys share one.
 #pragma once
 
+#include <cstdint>
+#include <initializer_list>
 #include <string>
 
 #include "gemm/kernel.h"
 
 namespace qgemm {
+
+// As in 5x200x80.
+std::string Dims(std::initializer_list<std::int64_t> sizes);
 
 const char* Name(XType x);
 const char* Name(WType w);

@@ -12,6 +12,7 @@
 // Ragged: groups of rows of x with a weight each, all operands of w with a leading dimension, bias
 //   too or one for all; the last operand is group_sizes s32 [groups].
 // By the transpose of the weight: x is [M,N] and out [M,K], both of floats.
+// attribute: form, an array of s32, see gemm_form.h.
 #include "gemm/gemm.h"
 
 #include "gemm/acc16.h"
