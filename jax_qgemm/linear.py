@@ -51,8 +51,7 @@ def dot(
       bias: None, or float32, bfloat16 or float16 [N].
       residual: None, or float32, bfloat16 or float16 (..., N), the shape of the result.
       activation: None, "relu", "gelu" (by the error function), "gelu_tanh" (its approximation by
-        tanh) or "silu". Computed in float32, at most 2 units in the last place off, 3
-        for one argument in a million.
+        tanh) or "silu". Computed in float32, at most 2 units in the last place off.
       preferred_element_type: float32, bfloat16 or float16, the dtype of the result. Default: x's
         dtype; float32 for a QuantizedArray.
 

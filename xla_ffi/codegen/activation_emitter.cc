@@ -40,7 +40,7 @@ void ActivationEmitter::EmitSmooth(Activation activation, const Vec& y, Register
   if (activation == Activation::kGelu) {
     GeluTail(y, t);
   } else {
-    LogisticTail(activation, t);
+    LogisticTail(activation, y, t);
   }
   vmulps(t[0], t[0], FloatConstant(kUnscale));
   Load(y, kX);
@@ -90,7 +90,7 @@ void ActivationEmitter::CubicExponent(const Vec& y, Registers t) {
   vfmadd213ps(low, a, sum);
 }
 
-// z in t[3] and t[2] -> the fraction in t[0], the scale in t[2].
+// z in t[3] and t[2] -> p in t[0], r in t[1], the scale in t[2].
 void ActivationEmitter::Exp2Negative(Registers t) {
   const Vec &n = t[0], &r = t[1], &low = t[2], &high = t[3];
   Round(n, high);
@@ -104,11 +104,11 @@ void ActivationEmitter::Exp2Negative(Registers t) {
   const Vec& p = t[0];
   LoadConstant(p, BitsOf(kExp2[5]));
   for (int i = 4; i >= 0; --i) vfmadd213ps(p, r, FloatConstant(kExp2[i]));
-  vmulps(p, p, r);
 }
 
 // -> a * S(a), scaled, in t[0]; y is clobbered.
 void ActivationEmitter::GeluTail(const Vec& y, Registers t) {
+  vmulps(t[0], t[0], t[1]);
   Keep(kFraction, t[0]);
   Keep(kScale, t[2]);
   const Vec &a = t[0], &interval = t[1], &ratio = t[2], &coefficient = t[3];
@@ -130,26 +130,38 @@ void ActivationEmitter::GeluTail(const Vec& y, Registers t) {
     Lookup(coefficient, interval, kTail[i], y);
     vfmadd213ps(ratio, from_centre, coefficient);
   }
-  const Vec &tail = t[0], &kept = t[1];
-  LoadBounded(tail, Activation::kGelu);
-  vmulps(tail, tail, ratio);
-  Load(kept, kFraction);
-  vfmadd213ps(kept, tail, tail);
-  Load(tail, kScale);
-  vmulps(tail, kept, tail);
+  const Vec &tail = t[0], &error = t[1], &fraction = t[3];
+  LoadBounded(error, Activation::kGelu);
+  vmulps(tail, error, ratio);
+  vfmsub213ps(error, ratio, tail);
+  Load(fraction, kFraction);
+  vfmadd213ps(error, fraction, error);
+  vfmadd213ps(fraction, tail, error);
+  vaddps(tail, tail, fraction);
+  const Vec& scale = t[1];
+  Load(scale, kScale);
+  vmulps(tail, tail, scale);
 }
 
-// The same, by the fraction and the scale in t[0] and t[2].
-void ActivationEmitter::LogisticTail(Activation activation, Registers t) {
-  const Vec &fraction = t[0], &a = t[1], &scale = t[2], &power = t[3];
-  vmovaps(power, scale);
-  vfmadd213ps(power, fraction, scale);
+// The same, by p, r and the scale in t[0], t[1] and t[2].
+void ActivationEmitter::LogisticTail(Activation activation, const Vec& y, Registers t) {
+  const Vec &p = t[0], &r = t[1], &scale = t[2], &power = t[3];
+  Keep(kScale, scale);
+  vmulps(power, p, r);
+  vfmadd213ps(power, scale, scale);
   vmulps(power, power, FloatConstant(kUnscale));
-  vaddps(power, power, FloatConstant(1.0F));
+  const Vec &sum = y, &error = t[3];
+  vaddps(sum, power, FloatConstant(1.0F));
+  const Vec& rounded = t[2];
+  vsubps(rounded, sum, FloatConstant(1.0F));
+  vsubps(error, power, rounded);
+  vfmsub213ps(p, r, error);
+  const Vec &a = t[1], &tail = t[0];
   LoadBounded(a, activation);
-  vfmadd213ps(fraction, a, a);
-  vdivps(fraction, fraction, power);
-  vmulps(t[0], fraction, scale);
+  vfmadd213ps(tail, a, a);
+  vdivps(tail, tail, sum);
+  Load(t[1], kScale);
+  vmulps(tail, tail, t[1]);
 }
 
 }  // namespace qgemm

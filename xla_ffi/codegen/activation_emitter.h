@@ -31,7 +31,7 @@ class ActivationEmitter : public VectorEmitter {
   void CubicExponent(const Vec& y, Registers t);
   void Exp2Negative(Registers t);
   void GeluTail(const Vec& y, Registers t);
-  void LogisticTail(Activation activation, Registers t);
+  void LogisticTail(Activation activation, const Vec& y, Registers t);
 
   void Keep(Slot slot, const Vec& v);
   void Load(const Vec& to, Slot slot);
