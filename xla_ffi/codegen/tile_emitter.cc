@@ -246,17 +246,14 @@ void TileEmitter::AddResidual() {
 // Relu before requantization is Requantize's.
 void TileEmitter::Activate() {
   const Activation activation = key_.epilogue.activation;
-  const bool relu = activation == Activation::kRelu && !IsQuantized(key_.epilogue.out);
+  const int count = rows() * vectors_;
+  const auto sum = [this](int i) { return Accumulator(i / vectors_, i % vectors_); };
+  if (IsSmooth(activation)) EmitSmooth(activation, count, sum);
+  if (activation != Activation::kRelu || IsQuantized(key_.epilogue.out)) return;
   const Vec zero = Temporary(0);
-  if (relu) Zero(zero);
-  for (int row = 0; row < rows(); ++row) {
-    for (int vector = 0; vector < vectors_; ++vector) {
-      const Vec y = Accumulator(row, vector);
-      // max(0, y) with y second: NaN and -0 stay, as in where(y < 0, 0, y).
-      if (relu) vmaxps(y, zero, y);
-      if (IsSmooth(activation)) EmitSmooth(activation, y, [&](int i) { return Temporary(i); });
-    }
-  }
+  Zero(zero);
+  // max(0, y) with y second: NaN and -0 stay, as in where(y < 0, 0, y).
+  for (int i = 0; i < count; ++i) vmaxps(sum(i), zero, sum(i));
 }
 
 // rne(y / out_scale) as int32, NaN counting as 0; below the range of int32 it is the least int32,
