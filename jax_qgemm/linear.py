@@ -234,9 +234,8 @@ def _linear(function, x, w, bias, residual, *rest) -> jax.Array:
                 f"{errors.choices(map(str, dict.fromkeys(shapes)))} (x: {describe(x)}, w: "
                 f"{describe(w)})"
             )
-    _check_stack(function, "w", w, batch)
     if own_x and isinstance(x, QuantizedArray):
-        _check_stack(function, "x", x, batch)
+        _check_stack(function, x, batch)
     axes = (
         jax.tree.map(lambda leaf: 0 if leaf.ndim else None, x) if own_x else None,
         0,
@@ -254,13 +253,13 @@ def _linear(function, x, w, bias, residual, *rest) -> jax.Array:
     return product(x, w, bias, residual)
 
 
-def _check_stack(function: str, name: str, stack, batch) -> None:
+def _check_stack(function: str, x: QuantizedArray, batch) -> None:
     """That each part of it, but scalars, has one for each product."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(stack):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(x):
         if leaf.ndim and leaf.shape[: len(batch)] != batch:
             raise ValueError(
-                f"{function}: {name}{jax.tree_util.keystr(path)} has shape {leaf.shape}, expected "
-                f"{batch} for its first dimensions, those of {describe(stack)}"
+                f"{function}: x{jax.tree_util.keystr(path)} has shape {leaf.shape}, expected "
+                f"{batch} for its first dimensions, those of {describe(x)}"
             )
 
 
@@ -272,7 +271,6 @@ def _row_parallel(function, x, w, bias, residual, activation, out_dtype) -> jax.
             f"{function}: w.parts must be a stack of weights (parts, K / parts, N), got "
             f"{describe(w.parts)}; make w by pack_row_parallel, use a stack of such by jax.vmap"
         )
-    _check_stack(function, "w.parts", w.parts, w.parts.shape[:1])
     bias, residual = _check(function, x, w, bias, residual, activation)
     _check_form(function, x, w.parts)
     if isinstance(x, QuantizedArray):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jax_qgemm import blocks, compat, errors, reference
+from jax_qgemm import blocks, compat, errors, packed_parts, reference
 from jax_qgemm.errors import describe
 from jax_qgemm.explicit import whole
 from jax_qgemm.primitives import pack as primitive
@@ -238,7 +238,8 @@ _pack_parts = jax.jit(blocks.pack, static_argnums=3, inline=True)
 
 
 def check_packed(function: str, name: str, w, stacks: bool = False) -> None:
-    """Refuse what is no PackedWeight, single unless `stacks`, of a format this release reads."""
+    """Refuse what is no PackedWeight, single unless `stacks`, of a format this release reads, and
+    one whose parts do not fit each other."""
     if not isinstance(w, PackedWeight):
         if isinstance(w, QuantizedArray):
             hint = "; pack it once with jax_qgemm.pack"
@@ -248,10 +249,7 @@ def check_packed(function: str, name: str, w, stacks: bool = False) -> None:
             hint = ""
         raise TypeError(f"{function}: {name} must be a PackedWeight, got {describe(w)}{hint}")
     errors.check_format_version(function, w.format_version)
-    of_bytes = ("scale", "column_sums") if w.qtype in reference.QRANGE else ()
-    for part in ("data", *of_bytes):
-        if getattr(w, part) is None:
-            raise TypeError(f"{function}: {name}.{part} is None; was the packed weight altered?")
+    packed_parts.check(function, w, f"{name}.")
     if len(w.shape) != 2 and not stacks:
         raise ValueError(
             f"{function}: {name} is a stack of weights, {describe(w)}; use jax.vmap or "

@@ -14,13 +14,12 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from jax_qgemm import blocks, errors, reference
+from jax_qgemm import blocks, errors, packed_parts, reference
 from jax_qgemm.blocks import Blocks
 from jax_qgemm.explicit import whole
+from jax_qgemm.packed_parts import SCALE_DTYPES, WEIGHTS
 
 _QTYPES = tuple(reference.QRANGE)
-_WEIGHTS = (*_QTYPES, *reference.FLOAT_WEIGHTS, *blocks.BITS)
-_SCALE_DTYPES = (None, "float32", "bfloat16", "float16")
 
 
 class _Quantized:
@@ -228,10 +227,11 @@ class PackedWeight(_Quantized):
         return self.is_float or self.weight_only
 
     def dequantize(self) -> jax.Array:
-        """The real values, float32 of `shape`."""
+        """The real values, float32 of `shape`. TypeError, ValueError for parts that do not fit."""
+        errors.check_format_version("dequantize", self.format_version)
+        packed_parts.check("dequantize", self, "w.")
         if self.data.ndim > 1:
             return jax.vmap(PackedWeight.dequantize)(jax.tree.map(whole, self))
-        errors.check_format_version("dequantize", self.format_version)
         data, scale, zero_point = jax.tree.map(whole, (self.data, self.scale, self.zero_point))
         if self.is_float:
             return _unpack_float(data, *self.matrix_shape, self.qtype)
@@ -241,9 +241,9 @@ class PackedWeight(_Quantized):
         return _dequantize(values, scale, zero_point, self.group_size)
 
     def _metadata(self) -> list[int]:
-        index = _WEIGHTS.index(self.qtype)
+        index = WEIGHTS.index(self.qtype)
         group = self.group_size or 0
-        scales = _SCALE_DTYPES.index(self.scale_dtype), int(self.minimum)
+        scales = SCALE_DTYPES.index(self.scale_dtype), int(self.minimum)
         flags = int(self.channelwise), group, int(self.weight_only), *scales
         return [self.format_version, index, *self.matrix_shape, *flags]
 
@@ -252,7 +252,7 @@ class PackedWeight(_Quantized):
         """Numbers, 1 and more, of what the arrays' shapes and dtypes do not tell: the version, how
         elements and what their groups share are stored, the size of groups in units."""
         _, index, *_, scales, minimum = self._metadata()
-        stored = (index * len(_SCALE_DTYPES) + scales) * 2 + minimum
+        stored = (index * len(SCALE_DTYPES) + scales) * 2 + minimum
         return self.format_version, 1 + stored, 1 + (self.group_size or 0) // errors.GROUP_UNIT
 
     def _check_format(self, where: str, found: tuple[int, ...]) -> None:
@@ -262,73 +262,40 @@ class PackedWeight(_Quantized):
         if (stored, units) == self._format[1:]:
             return
         stored, minimum = divmod(stored - 1, 2)
-        index, scales = divmod(stored, len(_SCALE_DTYPES))
-        parts = [_WEIGHTS[index] if index < len(_WEIGHTS) else f"qtype {index}"]
+        index, scales = divmod(stored, len(SCALE_DTYPES))
+        parts = [WEIGHTS[index] if index < len(WEIGHTS) else f"qtype {index}"]
         parts += [f"groups of {(units - 1) * errors.GROUP_UNIT}"] if units > 1 else []
-        parts += [f"scales of {_SCALE_DTYPES[scales]}"] if scales else []
+        parts += [f"scales of {SCALE_DTYPES[scales]}"] if scales else []
         parts += ["minima"] if minimum else []
         raise ValueError(f"{where}: the data is {', '.join(parts)}, expected that of {self!r}")
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> PackedWeight:
         """The inverse of `to_arrays`. ValueError for data of a newer release or altered data."""
-        metadata, qtype, parts = cls._read(arrays, _WEIGHTS, 9)
+        metadata, qtype, parts = cls._read(arrays, WEIGHTS, 9)
         version, _, k, n, channelwise, group, weight_only, scales, minimum = metadata
         where = "PackedWeight.from_arrays"
-        if min(k, n) < 0:
-            raise ValueError(f"{where}: metadata must hold sizes K, N >= 0, got {k}, {n}")
-        unit = blocks.group_unit(qtype) if qtype in blocks.BITS else errors.GROUP_UNIT
-        group = errors.group_size(where, "group_size", group or None, unit)
-        if group and qtype in reference.FLOAT_WEIGHTS:
-            raise ValueError(f"{where}: metadata has groups of {group}, which {qtype} has not")
-        if not 0 <= scales < len(_SCALE_DTYPES) or (scales > 0) != (qtype in blocks.BITS):
-            raise ValueError(f"{where}: metadata has scales of dtype {scales} for {qtype}")
-        if qtype in blocks.BITS and group is None:
-            raise ValueError(f"{where}: no size of groups in metadata, which {qtype} has")
-        form = None
-        if qtype in blocks.BITS:
-            form = Blocks(blocks.BITS[qtype], group, _SCALE_DTYPES[scales], bool(minimum))
-        data, has_zero_point = parts["data"], parts["zero_point"] is not None
-        if qtype == "uint8" and not has_zero_point:
+        if qtype == "uint8" and parts["zero_point"] is None:
             raise ValueError(f"{where}: no zero_point in the data, which a uint8 weight has")
-        size = reference.packed_size(k, n, qtype, form)
-        if data.shape[-1:] != (size,):
-            raise ValueError(
-                f"{where}: data has {data.shape[-1] if data.ndim else 'no'} elements, expected "
-                f"{size} for a packed {k}×{n} weight"
-            )
-        parts_of_k = len(reference.blocks(k, has_zero_point, group))
-        columns = (parts_of_k, n) if group else (n,)
-        for name, shape in (
-            ("scale", columns),
-            ("zero_point", columns),
-            ("column_sums", (parts_of_k, n)),
-        ):
-            expected = (*data.shape[:-1], *shape)
-            if parts.get(name) is not None and parts[name].shape != expected:
-                raise ValueError(
-                    f"{where}: {name} has shape {parts[name].shape}, expected {expected}"
-                )
-        return cls(
+        if not 0 <= scales < len(SCALE_DTYPES):
+            raise ValueError(f"{where}: metadata has scales of unknown dtype {scales}")
+        w = cls(
             **({"scale": None, "column_sums": None} | parts),
             matrix_shape=(k, n),
             qtype=qtype,
             channelwise=bool(channelwise),
             format_version=version,
-            group_size=group,
+            group_size=group or None,
             weight_only=bool(weight_only),
-            scale_dtype=_SCALE_DTYPES[scales],
+            scale_dtype=SCALE_DTYPES[scales],
             minimum=bool(minimum),
         )
+        packed_parts.check(where, w)
+        return w
 
     @classmethod
     def _fields(cls, qtype: str) -> dict[str, str]:
-        if qtype in reference.FLOAT_WEIGHTS:
-            return {"data": "uint16"}
-        if qtype in blocks.BITS:
-            return {"data": "uint8"}
-        ints = {"zero_point": "int32", "column_sums": "int32"}
-        return {"data": "int8", "scale": "float32", **ints}
+        return packed_parts.fields(qtype)
 
     def __repr__(self) -> str:
         if self.is_float:

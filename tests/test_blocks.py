@@ -263,9 +263,9 @@ def test_saving(form, tmp_path, rng):
         (arrays | {"data": arrays["data"].view(np.int8)}, "data must be uint8, got int8"),
         (arrays | {"data": np.zeros(5, np.uint8)}, "data has 5 elements, expected"),
         (altered(5, 24), "group_size must be None or a multiple of"),
-        (altered(5, 0), "no size of groups in metadata"),
-        (altered(7, 0), "metadata has scales of dtype 0"),
-        (altered(7, 9), "metadata has scales of dtype 9"),
+        (altered(5, 0), "group_size is None, which int"),
+        (altered(7, 0), "scale_dtype must be float32 or bfloat16 or float16 of int"),
+        (altered(7, 9), "metadata has scales of unknown dtype 9"),
         (altered(8, 0), "elements, expected"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -108,7 +108,7 @@ def test_stacked_weights(small, xq):
             jq.dot(X, stack, bias=jnp.ones(shape))
     with refuses(ValueError, "dot: residual has shape (2, 7, 3), expected (8, 3) or (2, 8, 3)"):
         jq.dot(X, stack, residual=jnp.ones((2, 7, 3)))
-    with refuses(ValueError, "dot: w.scale has shape (3,), expected (2,) for its first dim"):
+    with refuses(ValueError, "dot: w.scale has shape (3,), expected (2, 3); was the"):
         jq.dot(X, dataclasses.replace(stack, scale=small.scale))
     rows = jnp.zeros((2, 8, 768), jnp.int8)
     with refuses(ValueError, "dot: x.scale has shape (1, 8, 1), expected (2,) for its first dim"):
@@ -444,7 +444,7 @@ def test_altered_parts():
         jax.vmap(lambda k: jq.quantize(k, "uint8"))(np.ones((2, 64, 32), np.float32))
     )
     altered = dataclasses.replace(stack, zero_point=stack.zero_point[0])
-    with refuses(ValueError, "w_zero_point is int32[32], expected int32[2,32]"):
+    with refuses(ValueError, "ragged_dot: w.zero_point has shape (32,), expected (2, 32); was"):
         jq.ragged_dot(x, altered, jnp.asarray([1, 2]))
 
 
@@ -453,8 +453,62 @@ def test_altered_weight(small):
     with refuses(ValueError, "was the packed weight altered?"):
         jq.dot(X, altered)
     for scale in (small.scale[None], small.scale[0]):
-        with refuses(ValueError, "expected float32[N]; was the packed weight altered?"):
+        with refuses(ValueError, f"w.scale has shape {scale.shape}, expected (3,); was the packed"):
             jq.dot(X, dataclasses.replace(small, scale=scale))
+
+
+NONSENSE = [
+    ("int8", {"qtype": "int7"}, ValueError, "qtype must be 'int8', 'uint8', 'float16',"),
+    ("int8", {"qtype": None}, ValueError, "qtype must be 'int8'"),
+    (
+        "int8",
+        {"matrix_shape": (64,)},
+        ValueError,
+        "matrix_shape must be sizes (K, N) >= 0, got (64",
+    ),
+    ("int8", {"matrix_shape": [64, 32]}, ValueError, "matrix_shape must be sizes"),
+    ("int8", {"matrix_shape": (64, 3.5)}, ValueError, "matrix_shape must be sizes"),
+    ("int8", {"data": None}, TypeError, "data is None; was the packed weight altered?"),
+    ("int8", {"data": [1, 2]}, TypeError, "data must be int8, got list"),
+    ("int8", {"data": np.int8(3)}, ValueError, "data has no elements, expected 2048"),
+    ("int8", {"scale": np.ones(32)}, TypeError, "scale must be float32, got float64[32]"),
+    (
+        "int8",
+        {"scale": np.ones(31, np.float32)},
+        ValueError,
+        "scale has shape (31,), expected (32,)",
+    ),
+    ("int8", {"zero_point": np.ones(32)}, TypeError, "zero_point must be int32, got float64[32]"),
+    ("int8", {"group_size": 0}, ValueError, "group_size must be None or a multiple of 16"),
+    ("int8", {"group_size": 32}, ValueError, "scale has shape (32,), expected (2, 32)"),
+    ("int8", {"scale_dtype": "float32"}, ValueError, "scale_dtype must be None of int8"),
+    ("int8", {"weight_only": "yes"}, TypeError, "weight_only must be True or False"),
+    (
+        "uint8",
+        {"zero_point": None},
+        TypeError,
+        "zero_point is None; was the packed weight altered?",
+    ),
+    ("fp16", {"group_size": 32}, ValueError, "group_size must be None of float16, got 32"),
+    ("fp16", {"scale": np.ones(32)}, TypeError, "scale must be None of float16, got float64[32]"),
+    ("int4", {"group_size": None}, ValueError, "group_size is None, which int4 needs"),
+    ("int4", {"scale_dtype": "int8"}, ValueError, "scale_dtype must be float32 or bfloat16 or fl"),
+    ("int4", {"minimum": True}, ValueError, "data has 1152 elements, expected 1280"),
+]
+
+
+@pytest.mark.parametrize("form,parts,error,message", NONSENSE)
+def test_parts_of_a_packed_weight_that_do_not_fit(form, parts, error, message):
+    w = dataclasses.replace(jq.pack_weight(np.ones((64, 32), np.float32), form), **parts)
+    x = np.ones((2, 64), np.float32)
+    for name, call in (
+        ("dot", lambda: jq.dot(x, w)),
+        ("dequantize", lambda: w.dequantize()),
+        ("unpack", lambda: jq.unpack(w)),
+        ("outlier_density", lambda: jq.outlier_density(w)),
+    ):
+        with refuses(error, f"{name}: w.{message}"):
+            call()
 
 
 def test_primitive_blames_the_weight_for_its_own_parts_alone(small):

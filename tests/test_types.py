@@ -151,7 +151,7 @@ ALTERED = [
     ),
     (
         {"metadata": np.asarray([1, 0, -20, 30, 1, 0, 0, 0, 0])},
-        "metadata must hold sizes K, N >= 0, got -20",
+        "matrix_shape must be sizes (K, N) >= 0, got (-20, 30)",
     ),
     ({"metadata": np.asarray([1, 1, 20, 30, 1, 0, 0, 0, 0])}, "no zero_point in the data"),
     (

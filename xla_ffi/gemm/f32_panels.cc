@@ -11,15 +11,16 @@ namespace {
 // Ice Lake, 1024x1024 weights, on a core: float16 takes 8 places of multiplications, beside 24 of
 // these, and gains 1.04 times at 48 rows, 1.18 at 96, 1.3 at 256; bfloat16 with 4 gains 1.1 at 256;
 // int8 and int4 with 12 and more 1.1 to 1.2 at 24 rows, 1.4 to 1.5 from 96 on. Where conversions
-// run beside multiplications neither float16 nor bfloat16 gained at any number of rows (Zen 3,
-// Zen 4); with AVX2, whose tiles are smaller, blocks gained 1.2 to 1.4 times at 24 rows, 1.6 at
-// 256, int8 1.1 from 96 on (Zen 3).
+// run beside multiplications neither float16 nor bfloat16 gained at any number of rows (Zen 3 to
+// Zen 5), nor int8 with AVX-512 (Zen 5); blocks, whose scales take multiplications, did: 1.05 times
+// at 24 rows, 1.15 at 48, 1.2 from 128 on (Zen 5). With AVX2, whose tiles are smaller, they gained
+// 1.2 to 1.4 times at 24 rows, 1.6 at 256, int8 1.1 from 96 on (Zen 3).
 std::int64_t LeastRows(const PlanKey& key) {
   constexpr std::int64_t kNever = std::numeric_limits<std::int64_t>::max();
   const WType w = key.spec.w;
   if (!Cpu().converts_beside) return w == WType::kF16 ? 64 : w == WType::kBf16 ? 192 : 24;
-  if (IsFloat(w) || key.isa != Isa::kAvx2) return kNever;
-  return IsBlocks(w) ? 24 : 96;
+  if (IsBlocks(w)) return 24;
+  return w == WType::kS8 && key.isa == Isa::kAvx2 ? 96 : kNever;
 }
 
 }  // namespace
