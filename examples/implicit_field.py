@@ -9,6 +9,7 @@ INR-Arch, arXiv 2308.05930).
     python examples/implicit_field.py --size=128 --plot=field.png
 """
 
+import importlib.util
 import itertools
 import sys
 import time
@@ -136,6 +137,8 @@ def draw(path: str, size: int, values, gradients, laplacians) -> None:
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"unknown argument {argv[1]}: see --help")
+    if _PLOT.value and importlib.util.find_spec("matplotlib") is None:
+        sys.exit("--plot needs matplotlib: pip install matplotlib")
     jax.config.update("jax_platforms", "cpu")
     positions, values = image(_SIZE.value)
     layers = fit(positions, values, _STEPS.value)

@@ -12,9 +12,11 @@ starts the other process itself. On machines of a cluster, start it on each of t
 """
 
 import itertools
+import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 
 import jax
@@ -30,6 +32,11 @@ _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0;
 _PROCESSES = flags.DEFINE_integer("processes", 2, "how many there are", lower_bound=1)
 _PROCESS = flags.DEFINE_integer("process", 0, "which of them this is", lower_bound=0)
 _FORMAT = flags.DEFINE_string("format", "int8", "format of the weights")
+flags.register_validator(
+    _COORDINATOR,
+    lambda text: text is None or re.fullmatch(r".+:\d+", text) is not None,
+    "expected HOST:PORT",
+)
 
 WIDTHS, ROWS = (256, 1024, 512), 32
 
@@ -97,26 +104,43 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def start_all() -> bool:
+    """Whether all processes ended well; when one does not, the others are stopped."""
+    coordinator = f"localhost:{free_port()}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *sys.argv, f"--coordinator={coordinator}", f"--process={process}"]
+        )
+        for process in range(_PROCESSES.value)
+    ]
+    try:
+        while not all(ended := [process.poll() is not None for process in processes]):
+            if any(
+                end and process.returncode for end, process in zip(ended, processes, strict=True)
+            ):
+                break
+            time.sleep(0.1)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+    for process in processes:
+        process.terminate()  # those that still run
+    return not any(process.wait() for process in processes)
+
+
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"unknown argument {argv[1]}: see --help")
-    coordinator, others = _COORDINATOR.value, []
-    if coordinator is None:
-        coordinator = f"localhost:{free_port()}"
-        for process in range(1, _PROCESSES.value):
-            more = f"--coordinator={coordinator}", f"--process={process}"
-            others.append(subprocess.Popen([sys.executable, *sys.argv, *more]))
+    if _COORDINATOR.value is None:
+        sys.exit(0 if start_all() else 1)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(coordinator, _PROCESSES.value, _PROCESS.value)
+    jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     try:
         run(_FORMAT.value)
     except ValueError as wrong:
         sys.exit(str(wrong))
     finally:
         jax.distributed.shutdown()
-    failed = [p for p in others if p.wait(timeout=60) != 0]
-    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def describe(x) -> str:
     if x is None:
         return "None"
     shape = getattr(x, "shape", None)
-    if not isinstance(shape, tuple):
+    if not isinstance(shape, tuple) or not (hasattr(x, "qtype") or hasattr(x, "dtype")):
         return type(x).__name__
     dims = ",".join(map(str, shape))
     if hasattr(x, "qtype"):
@@ -71,12 +71,13 @@ def float_array(function: str, name: str, x):
 
 
 def saturated_int32(array):
-    """Integers as int32: those beyond it become its ends, where a cast would let them wrap."""
-    if array.dtype != jnp.int32 and array.dtype.itemsize >= 4:
+    """Integers, of JAX or NumPy, as int32: those beyond it become its ends, where a cast would let
+    them wrap."""
+    if array.dtype != np.int32 and array.dtype.itemsize >= 4:
         most = np.iinfo(np.int32).max
         low = -most if jnp.issubdtype(array.dtype, jnp.signedinteger) else 0
-        array = jnp.clip(array, low, most)
-    return array.astype(jnp.int32)
+        array = array.clip(low, most)
+    return array.astype(np.int32)
 
 
 def flag(function: str, name: str, value, optional: bool = False):

@@ -207,8 +207,8 @@ def _check_parts(name: str, cache: KVCache) -> None:
 
 def _positions(name: str, position, batch: int, most: int):
     """int32 [] or [B]; where the values are known they must lie in [0, most]."""
-    values = compat.concrete(position)
     array = errors.as_array(name, "position", position)
+    values = compat.concrete(position)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name}: position must be an integer, got {describe(array)}")
     if array.shape not in ((), (batch,)):

@@ -104,8 +104,7 @@ def ragged_dot(
     if x.ndim != 2:
         raise ValueError(f"{name}: x must have 2 dimensions (M, K), got {describe(x)}")
     if isinstance(group_sizes, np.ndarray) and group_sizes.dtype.kind in "iu":
-        # JAX would let what is beyond int32 wrap.
-        group_sizes = group_sizes.astype(object).clip(-1, np.iinfo(np.int32).max).astype(np.int32)
+        group_sizes = errors.saturated_int32(group_sizes)  # before JAX lets it wrap
     group_sizes = errors.as_array(name, "group_sizes", group_sizes)
     if not jnp.issubdtype(group_sizes.dtype, jnp.integer):
         raise TypeError(f"{name}: group_sizes must be integers, got {describe(group_sizes)}")

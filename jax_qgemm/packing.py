@@ -131,8 +131,8 @@ def pack_blocks(
     if group is None:
         raise ValueError(f"{name}: group_size must be an integer, got None")
     weight_only = errors.flag(name, "weight_only", weight_only)
-    values = compat.concrete(q)
     q = errors.as_array(name, "q", q)
+    values = compat.concrete(q)
     if q.dtype != jnp.uint8:
         raise TypeError(f"{name}: q must be uint8, got {describe(q)}")
     if q.ndim != 2:

@@ -79,6 +79,9 @@ def pack_row_parallel(
     form, group, weight_only, _ = errors.weight_format(name, "qtype", qtype)
     if kernel.ndim != 2:
         raise ValueError(f"{name}: kernel must have 2 dimensions (K, N), got {describe(kernel)}")
+    clamp = errors.flag(name, "clamp", clamp)
+    if clamp and form not in reference.FLOAT_WEIGHTS:
+        raise ValueError(f"{name}: clamp is for fp16 and bf16, got qtype {form!r}")
     k = kernel.shape[0]
     parts = errors.size(name, "parts", parts, least=1)
     if k % parts or (group and k // parts % group):

@@ -457,6 +457,18 @@ def test_altered_weight(small):
             jq.dot(X, dataclasses.replace(small, scale=scale))
 
 
+def test_what_is_no_array(small):
+    class Shaped:
+        shape = (8, 768)
+
+    with refuses(TypeError, "dot: x must be an array, got Shaped"):
+        jq.dot(Shaped(), small)
+    with refuses(TypeError, "pack_blocks: q must be an array, got list"):
+        jq.pack_blocks([[1, 2], [3]], np.ones((1, 2), np.float32))
+    with refuses(TypeError, "attention: position must be an array, got list"):
+        jq.attention(jnp.ones((1, 1, 2, 16)), jq.KVCache.zeros(1, 64, 2, 16), [[1], [1, 2]])
+
+
 NONSENSE = [
     ("int8", {"qtype": "int7"}, ValueError, "qtype must be 'int8', 'uint8', 'float16',"),
     ("int8", {"qtype": None}, ValueError, "qtype must be 'int8'"),

@@ -121,6 +121,16 @@ def test_errors(rng):
             lambda: jq.dot(x, RowParallelWeight(jq.pack_weight(kernel))),
         ),
         (ValueError, "parts must be an integer", lambda: jq.pack_row_parallel(kernel, parts=2.0)),
+        (
+            TypeError,
+            "pack_row_parallel: clamp must be True or False",
+            lambda: jq.pack_row_parallel(kernel, parts=2, clamp="yes"),
+        ),
+        (
+            ValueError,
+            "clamp is for fp16 and bf16, got qtype 'int8'",
+            lambda: jq.pack_row_parallel(kernel, parts=2, clamp=True),
+        ),
         (ValueError, "2 dimensions (K, N)", lambda: jq.pack_row_parallel(kernel[0], parts=2)),
         (TypeError, "kernel must be float32", lambda: jq.pack_row_parallel(kernel > 0, parts=2)),
         (

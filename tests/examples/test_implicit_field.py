@@ -1,5 +1,6 @@
 """The SIREN example: derivatives from packed weights against those of float32 products."""
 
+import importlib.util
 import os
 import pathlib
 import re
@@ -89,3 +90,9 @@ def test_wrong_arguments():
     result = run("--size=8", "--steps=1", "--formats=int5")
     assert result.returncode == 1 and "int5" in result.stderr and "Traceback" not in result.stderr
     assert "unknown argument what" in run("what").stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is not None, reason="matplotlib is here")
+def test_plot_without_matplotlib_ends_at_once():
+    result = run("--steps=1000000000", "--plot=a.png")
+    assert result.returncode == 1 and "--plot needs matplotlib" in result.stderr

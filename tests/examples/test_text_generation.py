@@ -138,7 +138,7 @@ def run(*arguments):
 
 
 def test_command_line(tmp_path):
-    done = run("--format=file:weight_only", "--max_tokens=20", "What is the capital of France?")
+    done = run("--max_tokens=20", "What is the capital of France?")
     assert done.returncode == 0, done.stderr
     assert "> What is the capital of France?\n\nThe capital of France is Paris.\n" in done.stdout
     assert re.search(r"prompt: 37 tokens, \d+ tokens/s; answer: \d+ tokens/s, ", done.stdout)
@@ -146,13 +146,20 @@ def test_command_line(tmp_path):
     path.write_text(TEXT)
     done = run(f"--perplexity={path}", "--context=64", "--format=file")
     assert re.search(r"perplexity \d+\.\d{4} of 91 tokens", done.stdout), done.stderr
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"\xff\xfe")
     for arguments, message in (
         (["--format=int3"], "qtype must be 'int8'"),
+        (["--temperature=nan"], "expected a finite number"),
+        (["--raw", ""], "--raw: expected a text to continue, got an empty one"),
+        ([b"\xff\xfe"], "the text is not UTF-8"),
+        ([f"--perplexity={binary}"], "is not UTF-8 text: invalid start byte"),
         (["--perplexity=/no/such/file"], "No such file"),
         (["--context=64", "word " * 100], "--context: the prompt has 13"),
     ):
         done = run(*arguments)
         assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+    assert run("--max_tokens=1", "").returncode == 0
 
 
 def test_missing_wheel_says_what_to_install(monkeypatch):

@@ -2,8 +2,10 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -37,3 +39,18 @@ def test_wrong_arguments():
     assert "unknown argument what" in run("what").stderr
     result = run("--format=int5", "--processes=1")
     assert result.returncode == 1 and "int5" in result.stderr
+    assert "expected HOST:PORT" in run("--coordinator=foo").stderr
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_a_process_that_dies_ends_all(stop):
+    command = [sys.executable, SCRIPT, "--processes=2"]
+    started = subprocess.Popen(command, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    children = pathlib.Path(f"/proc/{started.pid}/task/{started.pid}/children")
+    while len(found := children.read_text().split()) < 2:
+        assert started.poll() is None
+        time.sleep(0.05)
+    # Ctrl-C is for the one that started the others.
+    os.kill(int(found[1]) if stop == signal.SIGKILL else started.pid, stop)
+    assert started.wait(timeout=60) == 1
+    assert not any(pathlib.Path(f"/proc/{child}").exists() for child in found)
