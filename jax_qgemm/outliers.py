@@ -37,7 +37,7 @@ def _density(w: PackedWeight) -> jax.Array:
         return jnp.mean(jax.vmap(_density)(w))
     values = reference.unpack(w.data, *w.matrix_shape).astype(jnp.int32)
     count = sum(_count(jnp.maximum(part, 0)) for part in (values, -values))
-    return count / jnp.float32(max(1, values.size))
+    return count.astype(jnp.float32) / max(1, values.size)
 
 
 def _count(magnitudes: jax.Array) -> jax.Array:
@@ -50,4 +50,4 @@ def _count(magnitudes: jax.Array) -> jax.Array:
     # The largest gives what is too much, as far as it goes, then the next.
     parts = jnp.sort(parts, axis=0, descending=True)
     before = jnp.cumsum(parts, axis=0) - parts
-    return jnp.sum(before < jnp.sum(parts, axis=0) - _MOST)
+    return jnp.sum(before < jnp.sum(parts, axis=0, keepdims=True) - _MOST)

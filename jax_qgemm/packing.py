@@ -186,13 +186,19 @@ def _round_and_pack(kernel, qtype: str, most: float | None) -> PackedWeight:
     return PackedWeight(data, None, None, None, kernel.shape, qtype, False)
 
 
-def _are_coarse(scale, kernel, amax: float, form: blocks.Blocks) -> bool:
-    """Whether the largest scale of all is a few steps of its dtype, or none, and matters."""
+def _are_coarse(parts, kernel, amax: float, form: blocks.Blocks) -> bool:
+    """Whether the largest scale, or minimum, of all is a few steps of its dtype, or none, and
+    matters."""
     least = 16 * float(jnp.finfo(form.scale_dtype).smallest_subnormal)  # 3 % of error
-    if np.abs(scale).max(initial=0) >= least:
+    largest = [np.abs(part).max(initial=0) for part in parts]
+    if all(value >= least for value in largest):
         return False
-    exact = _quantize_blocks(kernel, form._replace(scale_dtype="float32"))[1]
-    return bool(np.abs(exact).max(initial=0) * form.most > amax / 64)
+    _, *exact = _quantize_blocks(kernel, form._replace(scale_dtype="float32"))
+    most = (np.abs(part).max(initial=0) for part in exact if part is not None)
+    return any(
+        found < least and wanted * steps > amax / 64
+        for found, wanted, steps in zip(largest, most, (form.most, 1)[: len(largest)], strict=True)
+    )
 
 
 def _pack_blocks(kernel, qtype: str, form: blocks.Blocks, weight_only: bool) -> PackedWeight:
@@ -204,7 +210,7 @@ def _pack_blocks(kernel, qtype: str, form: blocks.Blocks, weight_only: bool) -> 
         )
         scales = [np.asarray(p, np.float32) for p in parts[1:] if p is not None]
         beyond = any(np.isinf(s).any() for s in scales)
-        coarse = _are_coarse(scales[0], kernel, max(-low, high), form)
+        coarse = _are_coarse(scales, kernel, max(-low, high), form)
         if np.isfinite([low, high]).all() and (beyond or coarse):
             raise ValueError(
                 f"pack_weight: values of kernel, from {low:g} to {high:g}, need scales beyond "

@@ -368,6 +368,8 @@ def _dequantize(values, scale, zero_point, group: int | None):
         k = values.shape[0]
         scale = reference.expand(scale, k, group)
         zero_point = None if zero_point is None else reference.expand(zero_point, k, group)
+    elif scale.ndim == 1 < values.ndim:  # of columns
+        scale, zero_point = jax.tree.map(lambda part: part[None], (scale, zero_point))
     return reference.dequantize(values, scale, zero_point)
 
 

@@ -302,6 +302,9 @@ def test_errors(rng):
         jq.pack_weight(jnp.ones((64, 3)), "int4", clamp=True)
     with pytest.raises(ValueError, match=r"from 0 to 1e\+06, need scales beyond float16; choose"):
         jq.pack_weight(jnp.full((64, 3), 1e6).at[0].set(0), "int4")
+    for value in (1e-9, -1e-9):  # of which minima remain, or nothing
+        with pytest.raises(ValueError, match=r"1e-09.*, need scales beyond float16; choose"):
+            jq.pack_weight(jnp.full((64, 3), value), "int4", symmetric=False)
     assert np.array_equal(jq.pack_weight(jnp.full((64, 3), 1e6), "int4:32:bf16").shape, (64, 3))
 
 

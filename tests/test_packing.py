@@ -95,3 +95,15 @@ def test_pack_and_unpack_under_jit_and_vmap(rng):
         assert np.array_equal(
             back.qvalue, jq.quantize(kernels[0], qtype, channelwise_axes=[1]).qvalue
         )
+
+
+@pytest.mark.parametrize("form", ["int8", "uint8", "int8:32", "fp16", "int4", "int8_blocks:32"])
+def test_strict_promotion(form, rng):
+    w = jq.pack_weight(rng.standard_normal((64, 48)).astype(np.float32), form)
+    values = w.dequantize()
+    density = jq.outlier_density(w) if w.qtype in ("int8", "uint8") else None
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        assert np.array_equal(w.dequantize(), values)
+        if density is not None:
+            assert jq.outlier_density(w) == density
+            assert np.array_equal(jq.unpack(w).dequantize(), values)
