@@ -123,8 +123,9 @@ def start_all() -> bool:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
     for process in processes:
-        process.terminate()  # those that still run
-    return not any(process.wait() for process in processes)
+        process.kill()  # those that still run
+    codes = [process.wait() for process in processes]
+    return not any(codes)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -30,7 +30,7 @@ class TileEmitter : public ActivationEmitter {
   // the K loop is done.
   virtual Vec Accumulator(int row, int vector) const = 0;
   static constexpr int kPartialStride = 256;  // bytes
-  // Free vector registers outside the K loop: 0 to 3, with AVX-512 to 6.
+  // Free vector registers outside the K loop: 0 to 3.
   virtual Vec Temporary(int i) const = 0;
 
   // Blocks of more rows than one tile takes have tiles of so many (see EvenSplit): these fetch what
