@@ -180,7 +180,7 @@ def _scale(name: str, scale) -> float:
 def _check_parts(name: str, cache: KVCache) -> None:
     """That the parts of a cache fit each other, and the kernels."""
     shape = getattr(cache.key_scale, "shape", ())
-    if len(shape) != 3 or cache.key is None:
+    if len(shape) != 3 or not getattr(cache.key, "shape", ()):
         raise ValueError(
             f"{name}: cache.key_scale is {describe(cache.key_scale)}, expected float32 [B, G, L] "
             f"beside a key, {describe(cache.key)}"

@@ -266,6 +266,10 @@ def test_errors():
     broken = jq.KVCache(cache.key, cache.key_scale, cache.value[:, :1], cache.value_scale)
     with pytest.raises(ValueError, match=r"cache.value is int8\[2,1,1024\], expected int8"):
         jq.attention(query, broken, 0)
+    for key in (None, "x", 3, np.int8(3)):
+        odd = jq.KVCache(key, cache.key_scale, cache.value, cache.value_scale)
+        with pytest.raises(ValueError, match=r"expected float32 \[B, G, L\] beside a key, "):
+            jq.attention(query, odd, 0)
     with pytest.raises(ValueError, match=r"cache.key_scale is float32\[2,64\], expected float32"):
         jq.attention(query[0], jax.tree.map(lambda part: part[0], cache), 0)
     with pytest.raises(NotImplementedError, match="attention: not differentiable"):
