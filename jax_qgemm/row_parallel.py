@@ -80,6 +80,7 @@ def pack_row_parallel(
     if kernel.ndim != 2:
         raise ValueError(f"{name}: kernel must have 2 dimensions (K, N), got {describe(kernel)}")
     clamp = errors.flag(name, "clamp", clamp)
+    symmetric = errors.flag(name, "symmetric", symmetric, optional=True)
     if clamp and form not in reference.FLOAT_WEIGHTS:
         raise ValueError(f"{name}: clamp is for fp16 and bf16, got qtype {form!r}")
     k = kernel.shape[0]

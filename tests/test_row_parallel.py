@@ -131,6 +131,11 @@ def test_errors(rng):
             "clamp is for fp16 and bf16, got qtype 'int8'",
             lambda: jq.pack_row_parallel(kernel, parts=2, clamp=True),
         ),
+        (
+            TypeError,
+            "pack_row_parallel: symmetric must be True or False or None",
+            lambda: jq.pack_row_parallel(kernel, parts=2, symmetric="no"),
+        ),
         (ValueError, "2 dimensions (K, N)", lambda: jq.pack_row_parallel(kernel[0], parts=2)),
         (TypeError, "kernel must be float32", lambda: jq.pack_row_parallel(kernel > 0, parts=2)),
         (
