@@ -47,7 +47,7 @@ def measure(
             print(f"[{i}/{len(shapes)}] {shape}", file=sys.stderr, flush=True)
             results += team.measure(shape, layers, seconds, rounds)
             rates.append(bandwidth.measure())
-    return Report(tuple(results), found, max(rates), tuple(team.notes), weights)
+    return Report(tuple(results), found, max(rates), len(shapes), tuple(team.notes), weights)
 
 
 class Team:

@@ -74,6 +74,7 @@ class Report:
 
     Attributes:
       bandwidth: 10⁹ bytes a second that all threads read from memory, the best over the run.
+      asked: how many shapes were to be timed; at some there may be no result.
       notes: on contestants that were not timed.
       weights: whose contest it was.
     """
@@ -81,6 +82,7 @@ class Report:
     results: tuple[Result, ...]
     environment: dict[str, str]
     bandwidth: float
+    asked: int
     notes: tuple[str, ...] = ()
     weights: str = "int8"
 
@@ -108,10 +110,10 @@ class Report:
 
     @property
     def complete(self) -> bool:
-        """Whether this library was timed at every shape, by all that it offers."""
+        """Whether this library was timed at every shape asked for, by all that it offers."""
         offered = sum(contestant.own for contestant in contest(self.weights))
         timed = sum(result.contestant.own for result in self.results)
-        return timed == offered * len(self.shapes)
+        return timed == offered * self.asked
 
     @property
     def shapes(self) -> tuple[Shape, ...]:

@@ -98,6 +98,37 @@ def test_the_command_fails_where_this_library_does(library, quick_machine, fake_
     assert capsys.readouterr().out == ""
 
 
+def test_the_command_fails_where_a_shape_has_no_result(
+    library, quick_machine, fake_libraries, tmp_path, capsys
+):
+    """What was timed before is printed and written."""
+    code = """
+        def program(layers):
+            if layers[0].x.shape[0] == 4:
+                os._exit(3)
+            return Program(layers)
+
+        PROGRAMS = {"dot_fp16": program}
+    """
+    fake_libraries(own=library("lost", code))
+    path = tmp_path / "out.json"
+    options = [
+        "--shapes",
+        "3x20x70,4x20x70",
+        "--weights",
+        "fp16",
+        "--repeats",
+        "1",
+        "--layers",
+        "1",
+    ]
+    with pytest.raises(SystemExit, match="not timed: own from 4×20×70 on: its process ended"):
+        bench.main([*options, "--json", str(path)])
+    assert "| 3×20×70 | dot" in capsys.readouterr().out
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert [r["shape"]["m"] for r in found["results"]] == [3] and found["not_timed"]
+
+
 def test_list_sets(capsys):
     bench.main(["--list-sets"])
     printed = capsys.readouterr().out
