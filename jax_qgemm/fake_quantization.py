@@ -48,14 +48,12 @@ def fake_quantize(
     name = "fake_quantize"
     x = errors.float_array(name, "x", x)
     symmetric = errors.flag(name, "symmetric", symmetric, optional=True)
-    if isinstance(qtype, str):
-        errors.weight_format(name, "qtype", qtype)
-    else:
-        qtype = errors.qtype_name(name, "qtype", qtype)
+    form = errors.weight_format(name, "qtype", qtype)
+    qtype = qtype if isinstance(qtype, str) else form.qtype  # a dtype by its name
     if scale is not None:
         scale = errors.scale_array(name, "scale", scale)
     frozen = jax.lax.stop_gradient(x)
-    if isinstance(qtype, str) and qtype not in reference.QRANGE:
+    if qtype not in reference.QRANGE:
         given = {"group_size": group_size, "scale": scale, "zero_point": zero_point}
         extra = [key for key, value in given.items() if value is not None]
         if not isinstance(channelwise_axes, tuple) or channelwise_axes:

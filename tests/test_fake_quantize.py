@@ -44,7 +44,11 @@ def test_values_and_gradient(form, dtype, rng):
 
 
 @pytest.mark.parametrize(
-    "form", ["int4:32", "int4:64:bf16", "int8_blocks", "fp16", "bf16", "int8:32"]
+    "form",
+    [
+        *("int4:32", "int4:64:bf16", "int8_blocks", "fp16", "bf16", "int8:32"),
+        *(jnp.float16, jnp.bfloat16, jnp.int4),
+    ],
 )
 def test_formats_of_weights(form, rng):
     kernel = jnp.asarray(rng.standard_normal((64, 7)), jnp.float32)
@@ -169,6 +173,12 @@ def test_errors():
             (x[None], {"qtype": "int4"}),
         ),
         (ValueError, "got 'int5'", (x, {"qtype": "int5"})),
+        (
+            ValueError,
+            "fake_quantize: scale is for qtype 'int8' and 'uint8', got 'float16'",
+            (x, {"qtype": jnp.float16, "scale": 0.1}),
+        ),
+        (ValueError, "or 'int8_blocks', got None", (x, {"qtype": None})),
         (ValueError, "scale has shape (2,)", (x, {"qtype": "int8", "scale": jnp.ones(2)})),
         (ValueError, "zero_point needs scale", (x, {"qtype": "int8", "zero_point": 1})),
     ]:
