@@ -81,7 +81,11 @@ def _by_columns(words: np.ndarray) -> np.ndarray:
 
 
 def _known(name: str, array) -> np.ndarray:
-    values = compat.concrete(array)
+    try:
+        values = compat.concrete(array)
+    except (TypeError, ValueError) as e:
+        shown = errors.describe(array)
+        raise TypeError(f"packed_weight: {name} must be an array, got {shown}") from e
     if values is None:
         raise TypeError(f"packed_weight: {name} must be known, got a tracer: call it outside jit")
     return values
@@ -103,7 +107,7 @@ def _packed(q, zeros, scales, g_idx, bits: int, weight_only: bool) -> PackedWeig
             f"packed_weight: {groups} groups of K={k} have {group} rows, expected a multiple of "
             f"{unit} up to {errors.MAX_GROUP}"
         )
-    if g_idx is not None and not np.array_equal(g_idx, np.arange(k) // group):
+    if g_idx is not None and not np.array_equal(_known("g_idx", g_idx), np.arange(k) // group):
         raise ValueError(
             "packed_weight: g_idx is not of groups of consecutive rows: act-order (desc_act) is "
             "not supported"
