@@ -64,6 +64,19 @@ def test_gguf_side_by_side(rng):
         formats_gguf.packed_weight()
 
 
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q4_K", "Q8_0", "Q6_K", "F16", "BF16"])
+def test_gguf_of_no_columns_and_in_the_other_order(kind, rng):
+    t = tensor(kind, rng)
+    want = formats_gguf.packed_weight(t).dequantize()
+    t.data = np.asfortranarray(t.data)
+    assert np.array_equal(formats_gguf.packed_weight(t).dequantize(), want)
+    t.data, t.shape = t.data[:0], np.asarray([512, 0])
+    assert formats_gguf.packed_weight(t).dequantize().shape == (512, 0)
+    for wrong in ("no", np.asarray([True])):
+        with pytest.raises(TypeError, match="packed_weight: weight_only must be True or False"):
+            formats_gguf.packed_weight(t, weight_only=wrong)
+
+
 def test_gguf_errors(rng):
     t = tensor("Q8_0", rng)
     with pytest.raises(TypeError, match="tensor 't' is of type Q5_0, known: BF16, F16, Q4_0, Q4"):

@@ -4,9 +4,12 @@ A tensor of such a file is [N, K], a row for each output, its K in blocks. What 
 that library's, described in the comments of its `ggml-common.h`; values stay exactly as they are.
 """
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 
+from jax_qgemm import errors
 from jax_qgemm.packing import pack_blocks, pack_weight
 from jax_qgemm.types import PackedWeight
 
@@ -27,6 +30,7 @@ def packed_weight(*tensors, weight_only: bool = False) -> PackedWeight:
       TypeError: a tensor of another type.
       ValueError: a tensor that is no matrix, or tensors that do not fit each other.
     """
+    weight_only = errors.flag("packed_weight", "weight_only", weight_only)
     kinds = [_checked(tensor) for tensor in tensors]
     if len({(kind, int(t.shape[0])) for kind, t in zip(kinds, tensors, strict=True)}) != 1:
         found = ", ".join(
@@ -41,7 +45,8 @@ def packed_weight(*tensors, weight_only: bool = False) -> PackedWeight:
         return pack_weight(data.view(dtype).T, short)
     read, block_bytes, qtype, group = _READERS[kind]
     q, *scales = read(data.reshape(n, data.shape[1] // block_bytes, block_bytes))
-    parts = [np.ascontiguousarray(part.reshape(n, -1).T) for part in (q, *scales)]
+    rows = [part.reshape(n, math.prod(part.shape[1:])) for part in (q, *scales)]  # n may be 0
+    parts = [np.ascontiguousarray(part.T) for part in rows]
     return pack_blocks(*parts, qtype=qtype, group_size=group, weight_only=weight_only)
 
 
@@ -74,7 +79,7 @@ def _rows(tensor, kind: str) -> np.ndarray:
             f"packed_weight: tensor {tensor.name!r} of {kind} has {data.nbytes} bytes, expected "
             f"{n} rows of K={k} in blocks of {block}"
         )
-    return data.reshape(n, -1)
+    return np.ascontiguousarray(data.reshape(n, row_bytes // data.itemsize))  # for its view
 
 
 def _float16(blocks, at: int):
