@@ -138,6 +138,16 @@ def test_awq(rng):
     assert w.weight_only
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_gptq_of_no_columns(bits):
+    q, zeros = np.zeros((128 * bits // 32, 0), np.int32), np.zeros((2, 0), np.int32)
+    w = gptq.packed_weight(q, zeros, np.ones((2, 0), np.float16), bits=bits)
+    assert w.dequantize().shape == (128, 0)
+    if bits == 4:
+        none = np.zeros((128, 0), np.int32), zeros, np.ones((2, 0), np.float16)
+        assert gptq.awq_packed_weight(*none).dequantize().shape == (128, 0)
+
+
 def test_gptq_errors(rng):
     k, n = 64, 32
     q, zeros = np.zeros((k // 8, n), np.int32), np.zeros((2, n // 8), np.int32)
@@ -154,6 +164,11 @@ def test_gptq_errors(rng):
         ((q, zeros, scales, np.arange(k) % 2), {}, ValueError, "act-order"),
         ((q, zeros, scales), {"bits": 3}, ValueError, "bits must be 4 or 8, got 3"),
         ((q, zeros, scales), {"bits": 4.0}, ValueError, "bits must be 4 or 8, got 4.0"),
+        ((q, zeros, scales), {"bits": np.float32(4)}, ValueError, "bits must be 4 or 8, got"),
+        ((q, zeros, scales), {"bits": zeros}, ValueError, "bits must be 4 or 8, got"),
+        ((q, zeros, scales), {"zeros_less_one": "no"}, TypeError, "zeros_less_one must be True or"),
+        ((q, zeros, scales), {"zeros_less_one": zeros}, TypeError, "zeros_less_one must be True"),
+        ((q, zeros, scales), {"weight_only": 1}, TypeError, "packed_weight: weight_only must be"),
         ((q, zeros, scales[0, 0]), {}, ValueError, r"scales have shape \(\) and zero points"),
         ((q, zeros[:0], scales[:0]), {}, ValueError, "expected .* a number of groups"),
     ):

@@ -4,6 +4,8 @@ Both hold 4 or 8 bits in int32 words, `scales` [groups, N] and zero points of as
 is `scale * (q - zero_point)`. They differ in which axis the words run along, and in their order.
 """
 
+import operator
+
 import numpy as np
 
 from jax_qgemm import blocks, compat, errors
@@ -33,9 +35,12 @@ def packed_weight(
       TypeError: arrays of other dtypes.
       ValueError: shapes that do not fit, or a g_idx of other groups ("act-order").
     """
+    bits = _bits(bits)
+    less_one = errors.flag("packed_weight", "zeros_less_one", zeros_less_one)
     words, zeros = _words("qweight", qweight, bits), _words("qzeros", qzeros, bits)
-    q = np.moveaxis(words, -1, 1).reshape(-1, words.shape[1])
-    zeros = _by_columns(zeros).astype(np.int32) + bool(zeros_less_one)
+    rows, n, of_one = words.shape
+    q = np.moveaxis(words, -1, 1).reshape(rows * of_one, n)
+    zeros = _by_columns(zeros).astype(np.int32) + less_one
     return _packed(q, zeros, scales, g_idx, bits, weight_only)
 
 
@@ -59,10 +64,18 @@ def awq_packed_weight(qweight, qzeros, scales, *, weight_only=False) -> PackedWe
     return _packed(q, zeros, scales, None, 4, weight_only)
 
 
+def _bits(bits) -> int:
+    try:
+        known = operator.index(bits)
+    except TypeError:
+        known = None
+    if known not in (4, 8):
+        raise ValueError(f"packed_weight: bits must be 4 or 8, got {bits!r}")
+    return known
+
+
 def _words(name: str, array, bits: int) -> np.ndarray:
     """uint8 [..., 32 / bits] of int32 words, the lowest bits first."""
-    if isinstance(bits, float) or bits not in (4, 8):
-        raise ValueError(f"packed_weight: bits must be 4 or 8, got {bits!r}")
     array = _known(name, array)
     if array.dtype != np.int32 or array.ndim != 2:
         raise TypeError(
@@ -91,7 +104,8 @@ def _known(name: str, array) -> np.ndarray:
     return values
 
 
-def _packed(q, zeros, scales, g_idx, bits: int, weight_only: bool) -> PackedWeight:
+def _packed(q, zeros, scales, g_idx, bits: int, weight_only) -> PackedWeight:
+    weight_only = errors.flag("packed_weight", "weight_only", weight_only)
     scales = _known("scales", errors.float_array("packed_weight", "scales", scales))
     (k, n), groups = q.shape, scales.shape[0] if scales.ndim else 0
     if zeros.shape != (groups, n) or scales.shape != (groups, n) or not groups or k % groups:
