@@ -39,7 +39,6 @@ _KV_CACHE = flags.DEFINE_enum(
 _CONTEXT = flags.DEFINE_integer("context", 1024, "Tokens of prompt and answer.", lower_bound=64)
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 200, "Tokens of an answer.", lower_bound=1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0: the most likely token.", lower_bound=0.0)
-flags.register_validator(_TEMPERATURE, math.isfinite, "expected a finite number")
 _TOP_K = flags.DEFINE_integer("top_k", 40, "Sample among so many tokens.", lower_bound=1)
 _TOP_P = flags.DEFINE_float(
     "top_p",
@@ -48,6 +47,8 @@ _TOP_P = flags.DEFINE_float(
     lower_bound=0.0,
     upper_bound=1.0,
 )
+for number in (_TEMPERATURE, _TOP_P):  # NaN lies within any bounds
+    flags.register_validator(number, math.isfinite, "expected a finite number")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
 _RAW = flags.DEFINE_bool("raw", False, "Continue the text, in place of answering it.")
 _PERPLEXITY = flags.DEFINE_string(

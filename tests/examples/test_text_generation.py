@@ -151,6 +151,7 @@ def test_command_line(tmp_path):
     for arguments, message in (
         (["--format=int3"], "qtype must be 'int8'"),
         (["--temperature=nan"], "expected a finite number"),
+        (["--top_p=nan"], "expected a finite number"),
         (["--raw", ""], "--raw: expected a text to continue, got an empty one"),
         ([b"\xff\xfe"], "the text is not UTF-8"),
         ([f"--perplexity={binary}"], "is not UTF-8 text: invalid start byte"),
