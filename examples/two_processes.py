@@ -106,19 +106,12 @@ def free_port() -> int:
 
 def start_all() -> bool:
     """Whether all processes ended well; when one does not, the others are stopped."""
-    coordinator = f"localhost:{free_port()}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, *sys.argv, f"--coordinator={coordinator}", f"--process={process}"]
-        )
-        for process in range(_PROCESSES.value)
-    ]
+    command = [sys.executable, *sys.argv, f"--coordinator=localhost:{free_port()}"]
+    processes: list[subprocess.Popen] = []
     try:
-        while not all(ended := [process.poll() is not None for process in processes]):
-            if any(
-                end and process.returncode for end, process in zip(ended, processes, strict=True)
-            ):
-                break
+        for process in range(_PROCESSES.value):
+            processes.append(subprocess.Popen([*command, f"--process={process}"]))
+        while None in (codes := [process.poll() for process in processes]) and not any(codes):
             time.sleep(0.1)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

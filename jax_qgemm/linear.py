@@ -69,6 +69,7 @@ def dot(
     x, out_dtype = _float_result("dot", x, preferred_element_type)
     if isinstance(w, RowParallelWeight):
         return _row_parallel("dot", x, w, bias, residual, activation, out_dtype)
+    check_packed("dot", "w", w, stacks=True)
     return _linear("dot", x, w, bias, residual, activation, out_dtype)
 
 
@@ -205,7 +206,6 @@ def quantized_linear(
 
 def _linear(function, x, w, bias, residual, *rest) -> jax.Array:
     """One product or, for a stack of weights, a batch of them. `rest`: as of `_product`."""
-    check_packed(function, "w", w, stacks=True)
     batch = w.shape[:-2]
     if not batch:
         return _product(function, x, w, bias, residual, *rest)

@@ -19,7 +19,9 @@ def fields(qtype: str) -> dict[str, str]:
 
 
 def check(where: str, w, prefix: str = "") -> None:
-    """TypeError or ValueError unless all parts fit each other; `prefix` is that of their names."""
+    """TypeError or ValueError unless this release reads the format and all parts fit each other;
+    `prefix` is that of their names."""
+    errors.check_format_version(where, w.format_version)
     if not isinstance(w.qtype, str) or w.qtype not in WEIGHTS:
         known = errors.choices(map(repr, WEIGHTS))
         raise ValueError(f"{where}: {prefix}qtype must be {known}, got {w.qtype!r}")

@@ -83,12 +83,7 @@ def pack_weight(kernel, qtype="int8", *, symmetric=None, clamp=False) -> PackedW
     """
     kernel = errors.float_array("pack_weight", "kernel", kernel)
     qtype, group, weight_only, scales = errors.weight_format("pack_weight", "qtype", qtype)
-    clamp = errors.flag("pack_weight", "clamp", clamp)
-    symmetric = errors.flag("pack_weight", "symmetric", symmetric, optional=True)
-    if qtype not in reference.FLOAT_WEIGHTS and clamp:
-        raise ValueError(f"pack_weight: clamp is for fp16 and bf16, got qtype {qtype!r}")
-    if qtype in reference.FLOAT_WEIGHTS and symmetric is not None:
-        raise ValueError(f"pack_weight: symmetric must be None for {qtype}, got {symmetric!r}")
+    symmetric, clamp = check_options("pack_weight", qtype, symmetric, clamp)
     if kernel.ndim != 2:
         raise ValueError(
             f"pack_weight: kernel must have 2 dimensions (K, N), got {describe(kernel)}; use "
@@ -103,6 +98,17 @@ def pack_weight(kernel, qtype="int8", *, symmetric=None, clamp=False) -> PackedW
     form = {"channelwise_axes": [1]} if group is None else {"group_size": group}
     w = pack(quantize(kernel, qtype, symmetric=symmetric, **form))
     return dataclasses.replace(w, weight_only=weight_only)
+
+
+def check_options(function: str, qtype: str, symmetric, clamp) -> tuple[bool | None, bool]:
+    """Both as flags, refused where weights of `qtype` have no use for them."""
+    clamp = errors.flag(function, "clamp", clamp)
+    symmetric = errors.flag(function, "symmetric", symmetric, optional=True)
+    if qtype not in reference.FLOAT_WEIGHTS and clamp:
+        raise ValueError(f"{function}: clamp is for fp16 and bf16, got qtype {qtype!r}")
+    if qtype in reference.FLOAT_WEIGHTS and symmetric is not None:
+        raise ValueError(f"{function}: symmetric must be None for {qtype}, got {symmetric!r}")
+    return symmetric, clamp
 
 
 def pack_blocks(
@@ -190,14 +196,13 @@ def _are_coarse(parts, kernel, amax: float, form: blocks.Blocks) -> bool:
     """Whether the largest scale, or minimum, of all is a few steps of its dtype, or none, and
     matters."""
     least = 16 * float(jnp.finfo(form.scale_dtype).smallest_subnormal)  # 3 % of error
-    largest = [np.abs(part).max(initial=0) for part in parts]
-    if all(value >= least for value in largest):
+    few = [np.abs(part).max(initial=0) < least for part in parts]
+    if not any(few):
         return False
     _, *exact = _quantize_blocks(kernel, form._replace(scale_dtype="float32"))
-    most = (np.abs(part).max(initial=0) for part in exact if part is not None)
     return any(
-        found < least and wanted * steps > amax / 64
-        for found, wanted, steps in zip(largest, most, (form.most, 1)[: len(largest)], strict=True)
+        of_few and np.abs(part).max(initial=0) * most > amax / 64
+        for of_few, part, most in zip(few, exact, (form.most, 1), strict=False)
     )
 
 
@@ -254,7 +259,6 @@ def check_packed(function: str, name: str, w, stacks: bool = False) -> None:
         else:
             hint = ""
         raise TypeError(f"{function}: {name} must be a PackedWeight, got {describe(w)}{hint}")
-    errors.check_format_version(function, w.format_version)
     packed_parts.check(function, w, f"{name}.")
     if len(w.shape) != 2 and not stacks:
         raise ValueError(

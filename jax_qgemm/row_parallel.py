@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax_qgemm import errors, reference
 from jax_qgemm.errors import describe
 from jax_qgemm.explicit import whole
-from jax_qgemm.packing import pack, pack_weight
+from jax_qgemm.packing import check_options, pack, pack_weight
 from jax_qgemm.primitives.gemm import gemm
 from jax_qgemm.primitives.undifferentiated import undifferentiated
 from jax_qgemm.quantization import quantize
@@ -79,10 +79,7 @@ def pack_row_parallel(
     form, group, weight_only, _ = errors.weight_format(name, "qtype", qtype)
     if kernel.ndim != 2:
         raise ValueError(f"{name}: kernel must have 2 dimensions (K, N), got {describe(kernel)}")
-    clamp = errors.flag(name, "clamp", clamp)
-    symmetric = errors.flag(name, "symmetric", symmetric, optional=True)
-    if clamp and form not in reference.FLOAT_WEIGHTS:
-        raise ValueError(f"{name}: clamp is for fp16 and bf16, got qtype {form!r}")
+    symmetric, clamp = check_options(name, form, symmetric, clamp)
     k = kernel.shape[0]
     parts = errors.size(name, "parts", parts, least=1)
     if k % parts or (group and k // parts % group):

@@ -228,7 +228,6 @@ class PackedWeight(_Quantized):
 
     def dequantize(self) -> jax.Array:
         """The real values, float32 of `shape`. TypeError, ValueError for parts that do not fit."""
-        errors.check_format_version("dequantize", self.format_version)
         packed_parts.check("dequantize", self, "w.")
         if self.data.ndim > 1:
             return jax.vmap(PackedWeight.dequantize)(jax.tree.map(whole, self))

@@ -50,6 +50,7 @@ def test_a_process_that_dies_ends_all(stop):
     while len(found := children.read_text().split()) < 2:
         assert started.poll() is None
         time.sleep(0.05)
+    time.sleep(0.5)  # until the start of the second has returned, too
     # Ctrl-C is for the one that started the others.
     os.kill(int(found[1]) if stop == signal.SIGKILL else started.pid, stop)
     assert started.wait(timeout=60) == 1

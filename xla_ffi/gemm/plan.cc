@@ -14,8 +14,8 @@ namespace qgemm {
 namespace {
 
 // A thread is worth waking for so many cycles of work: that costs some microseconds. It is worth
-// using for fewer where it is at hand: it is there within one (Zen 5: 16x256x512 4.9 -> 3.0 µs), or
-// for a part of K, whose sums are to be added up.
+// using for fewer where it is at hand: it is there within one (Zen 5: 16x256x512 4.9 -> 3.0 µs). A
+// part of K is to be worth more, for its sums are added up.
 constexpr double kCyclesToWake = 100e3, kCyclesToHand = 8e3, kCyclesToCut = 30e3;
 // Bytes of weights a core streams per cycle when they come from beyond its L2; those in blocks, of
 // language models, most likely from memory.
