@@ -66,18 +66,23 @@ class TileEmitter : public ActivationEmitter {
 
   // Of the K loop.
   const Xbyak::Reg64 reg_args{rdi}, reg_a{rax}, reg_a3{rdx}, reg_stride{rcx}, reg_b{rsi},
-      reg_quads{r8}, reg_next{r9}, reg_block_scales{r9}, reg_row_groups{r10}, reg_groups{r11};
+      reg_quads{r8}, reg_block_scales{r9}, reg_row_groups{r10}, reg_groups{r11};
 
  private:
+  static constexpr int kUnroll = 4;  // see IsGroupOfBlocks
+
   bool sums_only() const { return key_.part == KPart::kFirst || key_.part == KPart::kMiddle; }
-  // LoopOverQuads does; weights in blocks have LoopOverGroups, which fetches nothing.
-  bool fetches_next() const {
-    return !IsBlocks(key_.w) && (key_.FetchesPart() || (many_rows() && !key_.ends));
-  }
+  // In an iteration of the K loop: a row of the result, and of what comes next as much as the tile
+  // has of x or, of narrow tiles, of weights.
+  bool fetches_out() const { return many_rows() && !sums_only() && !key_.ends; }
+  bool fetches_part() const { return key_.FetchesPart() && !IsBlocks(key_.w); }
+  bool fetches_next() const { return fetches_part() || (many_rows() && !key_.ends); }
+  void BeginFetches();
+  void Fetch(int a_bytes);
+  void EndFetches();
   int RowAt(int row) const { return key_.first_row + row; }
   bool adds_partial() const { return has_partial() && !key_.f32_panel; }
 
-  void FetchOutput();
   void Advance(int quads, int a_bytes);
   void LoadRowBases(std::size_t pointer, std::size_t stride);
   void Sums(std::size_t from, bool fresh);
@@ -91,6 +96,8 @@ class TileEmitter : public ActivationEmitter {
   const TileKey key_;
   const int vectors_;
 
+  // Of the K loop, too.
+  const Xbyak::Reg64 reg_next{r12}, reg_out{r13}, reg_out_rows{r14};
   // Of the zero points.
   const Xbyak::Reg64 reg_column_sums{r9}, reg_column_zeros{r10}, reg_row_zeros{r11},
       reg_row_sums{r8};
@@ -102,13 +109,13 @@ class TileEmitter : public ActivationEmitter {
 template <class BeginGroup, class EndGroup>
 void TileEmitter::LoopOverGroups(int a_bytes, int passes, const BeginGroup& begin,
                                  const EndGroup& end) {
-  constexpr int kUnroll = 4;                            // see IsGroupOfBlocks
   const Xbyak::Reg64 &group_a = reg_a3, group_b = rbx;  // of up to three rows
   Xbyak::Label group, done;
   mov(reg_block_scales, ptr[reg_args + offsetof(TileArgs, block_scales)]);
   mov(reg_row_groups, ptr[reg_args + offsetof(TileArgs, row_groups)]);
   mov(reg_groups, ptr[reg_args + offsetof(TileArgs, groups)]);
   if (passes > 1) push(group_b);
+  BeginFetches();
   test(reg_groups, reg_groups);
   jz(done, T_NEAR);
   L(group);
@@ -127,6 +134,7 @@ void TileEmitter::LoopOverGroups(int a_bytes, int passes, const BeginGroup& begi
     align(32);
     L(quads);
     Quads(kUnroll);
+    if (pass == 0) Fetch(a_bytes);
     Advance(kUnroll, a_bytes);
     sub(reg_quads, kUnroll);
     jnz(quads, T_NEAR);
@@ -138,6 +146,7 @@ void TileEmitter::LoopOverGroups(int a_bytes, int passes, const BeginGroup& begi
   sub(reg_groups, 1);
   jnz(group, T_NEAR);
   L(done);
+  EndFetches();
   if (passes > 1) pop(group_b);
 }
 
