@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cfloat>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -10,6 +11,7 @@
 namespace qgemm {
 namespace {
 
+// A row with NaN or Inf has scale NaN.
 struct Chosen {
   float scale;
   QuantizeArgs args;
@@ -37,6 +39,22 @@ Chosen Asymmetric(const RowRange& range) {
   return {scale, StaticQuantizeArgs(scale, zero, 0, 255)};
 }
 
+Chosen Choose(RowScheme scheme, const RowRange& range) {
+  if (range.not_finite != 0) return {std::numeric_limits<float>::quiet_NaN(), {}};
+  return scheme == RowScheme::kSymmetric ? Symmetric(range) : Asymmetric(range);
+}
+
+void Quantize(const RowKernels& kernels, RowScheme scheme, AFormat format, const Chosen& chosen,
+              const void* x, std::int64_t k, void* q) {
+  if (std::isnan(chosen.scale)) {
+    std::memset(q, 0, std::size_t(k * SizeOf(format)));
+    return;
+  }
+  const QuantizeFn to_byte =
+      scheme == RowScheme::kSymmetric ? kernels.to_byte : kernels.in_range_to_byte;
+  (format == AFormat::kU8 ? to_byte : kernels.to_int16)(x, k, &chosen.args, q);
+}
+
 }  // namespace
 
 float InverseScale(float scale) { return std::min(1.0F / scale, FLT_MAX); }
@@ -52,15 +70,36 @@ RowParams QuantizeRow(const RowKernels& kernels, RowScheme scheme, AFormat forma
                       std::int64_t k, void* q) {
   RowRange range;
   kernels.range(x, k, &range);
-  if (range.not_finite != 0) {
-    std::memset(q, 0, std::size_t(k * SizeOf(format)));
-    return {std::numeric_limits<float>::quiet_NaN(), 0};
+  const Chosen chosen = Choose(scheme, range);
+  Quantize(kernels, scheme, format, chosen, x, k, q);
+  return {chosen.scale, chosen.args.zero};
+}
+
+void QuantizeRows(const RowKernels& kernels, RowScheme scheme, AFormat format,
+                  const RowBlock& block, float* scales, std::int32_t* zeros) {
+  constexpr std::int64_t kMost = 16, kBytes = 16 << 10;
+  const auto* const x = static_cast<const std::uint8_t*>(block.x);
+  auto* const q = static_cast<std::uint8_t*>(block.q);
+  const std::int64_t at_once =
+      std::clamp<std::int64_t>(kBytes / std::max<std::int64_t>(1, block.x_stride), 1, kMost);
+  RowRange ranges[kMost];
+  Chosen chosen[kMost];
+  for (std::int64_t first = 0; first < block.rows; first += at_once) {
+    const std::int64_t count = std::min(at_once, block.rows - first);
+    const auto* const from = x + first * block.x_stride;
+    for (std::int64_t i = 0; i < count; ++i) {
+      kernels.range(from + i * block.x_stride, block.k, &ranges[i]);
+    }
+    for (std::int64_t i = 0; i < count; ++i) {
+      chosen[i] = Choose(scheme, ranges[i]);
+      scales[first + i] = chosen[i].scale;
+      if (zeros != nullptr) zeros[first + i] = chosen[i].args.zero;
+    }
+    for (std::int64_t i = 0; i < count; ++i) {
+      Quantize(kernels, scheme, format, chosen[i], from + i * block.x_stride, block.k,
+               q + (first + i) * block.q_stride);
+    }
   }
-  const auto [scale, args] = scheme == RowScheme::kSymmetric ? Symmetric(range) : Asymmetric(range);
-  const QuantizeFn to_byte =
-      scheme == RowScheme::kSymmetric ? kernels.to_byte : kernels.in_range_to_byte;
-  (format == AFormat::kU8 ? to_byte : kernels.to_int16)(x, k, &args, q);
-  return {scale, args.zero};
 }
 
 }  // namespace qgemm

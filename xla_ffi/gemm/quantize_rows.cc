@@ -12,16 +12,16 @@ void QuantizeRows(const QuantizeRowsOperands& operands, const RowKernels& kernel
   const std::int64_t x_size = SizeOf(operands.x_type);
   const auto* x = static_cast<const std::uint8_t*>(operands.x);
   auto* q = static_cast<std::uint8_t*>(operands.q);
-  for (std::int64_t row = begin; row < end; ++row) {
-    const std::int64_t at = row * operands.k;
-    if (operands.row_scales != nullptr) {
-      const RowParams params =
-          QuantizeRow(kernels, scheme, AFormat::kU8, x + at * x_size, operands.k, q + at);
-      operands.row_scales[row] = params.scale;
-      if (operands.row_zeros != nullptr) operands.row_zeros[row] = params.zero;
-    } else {
-      kernels.to_byte(x + at * x_size, operands.k, &operands.static_args, q + at);
-    }
+  x += begin * operands.k * x_size;
+  q += begin * operands.k;
+  if (operands.row_scales != nullptr) {
+    const RowBlock block{x, operands.k * x_size, end - begin, operands.k, q, operands.k};
+    QuantizeRows(kernels, scheme, AFormat::kU8, block, operands.row_scales + begin,
+                 operands.row_zeros == nullptr ? nullptr : operands.row_zeros + begin);
+    return;
+  }
+  for (std::int64_t row = begin; row < end; ++row, x += operands.k * x_size, q += operands.k) {
+    kernels.to_byte(x, operands.k, &operands.static_args, q);
   }
 }
 

@@ -33,9 +33,7 @@ void PreparedRows::Prepare(const Plan& plan, const GemmOperands& operands, std::
   const std::int64_t x_size = SizeOf(x_type);
   const bool widened = format == AFormat::kF32;
   const bool grouped = format == AFormat::kS8Groups;
-  const bool as_it_is = IsAsItIs(format);
-  const bool dynamic = IsFloat(x_type) && !widened && !grouped && !as_it_is;
-  const std::int32_t shift = ZeroShift(x_type);
+  const bool dynamic = IsFloat(x_type) && !widened && !grouped && !IsAsItIs(format);
 
   count_ = count;
   a_stride_ = plan.a_stride;
@@ -53,27 +51,15 @@ void PreparedRows::Prepare(const Plan& plan, const GemmOperands& operands, std::
     groups_ = group_memory_.Reserve<RowGroup>(std::size_t(count * plan.layout.Groups()));
   }
 
+  if (dynamic) {
+    const RowBlock block{rows, k * x_size, count, k, copies, a_stride_};
+    QuantizeRows(plan.row_kernels, RowScheme::kAsymmetric, format, block, row_scales,
+                 negative_zeros);
+    for (std::int64_t row = 0; row < count; ++row) negative_zeros[row] = -negative_zeros[row];
+  }
   for (std::int64_t row = 0; !plan.in_place && row < count; ++row) {
-    const std::uint8_t* x = rows + row * k * x_size;
     std::uint8_t* a = copies + row * a_stride_;
-    if (widened) {
-      plan.row_kernels.to_f32(x, k, reinterpret_cast<float*>(a));
-    } else if (as_it_is) {
-      std::memcpy(a, x, std::size_t(k * size));
-    } else if (grouped) {
-      QuantizeGroups(plan, x, row, a);
-    } else if (dynamic) {
-      const RowParams params =
-          QuantizeRow(plan.row_kernels, RowScheme::kAsymmetric, format, x, k, a);
-      row_scales[row] = params.scale;
-      negative_zeros[row] = -params.zero;
-    } else if (format == AFormat::kS16) {
-      CopyShifted(x, k, std::uint8_t(shift), reinterpret_cast<std::int16_t*>(a));
-    } else if (shift == 0) {
-      std::memcpy(a, x, std::size_t(k));
-    } else {
-      CopyShifted(x, k, std::uint8_t(shift), a);
-    }
+    if (!dynamic) CopyRow(plan, rows + row * k * x_size, row, a);
     const std::int64_t padding = plan.layout.PaddedK() - k;
     if (widened) {
       // Products of -0: they keep a sum of -0.
@@ -105,6 +91,24 @@ void PreparedRows::Prepare(const Plan& plan, const GemmOperands& operands, std::
       }
     }
     sums_ = sums;
+  }
+}
+
+void PreparedRows::CopyRow(const Plan& plan, const std::uint8_t* x, std::int64_t row,
+                           std::uint8_t* a) {
+  const AFormat format = plan.family->a_format;
+  const std::int64_t k = plan.key.shape.k;
+  const std::int32_t shift = ZeroShift(plan.key.spec.x);
+  if (format == AFormat::kF32) {
+    plan.row_kernels.to_f32(x, k, reinterpret_cast<float*>(a));
+  } else if (format == AFormat::kS8Groups) {
+    QuantizeGroups(plan, x, row, a);
+  } else if (format == AFormat::kS16) {
+    CopyShifted(x, k, std::uint8_t(shift), reinterpret_cast<std::int16_t*>(a));
+  } else if (shift == 0) {
+    std::memcpy(a, x, std::size_t(k * SizeOf(format)));
+  } else {
+    CopyShifted(x, k, std::uint8_t(shift), a);
   }
 }
 

@@ -29,7 +29,9 @@ class PreparedRows {
   std::int64_t groups_stride() const { return count_ * std::int64_t(sizeof(RowGroup)); }
 
  private:
-  // Row `row` of the block, quantized by groups.
+  // Row `row` of the block, in the family's format where that chooses no parameters for all of it;
+  // quantized by groups.
+  void CopyRow(const Plan& plan, const std::uint8_t* x, std::int64_t row, std::uint8_t* a);
   void QuantizeGroups(const Plan& plan, const std::uint8_t* x, std::int64_t row, std::uint8_t* a);
 
   const std::uint8_t* a_ = nullptr;
