@@ -24,7 +24,7 @@ class DotBlockTileEmitter : public BlockTileEmitter {
   DotBlockTileEmitter(VectorWidth width, bool vnni, const TileKey& key)
       : BlockTileEmitter(width, key),
         vnni_(vnni),
-        fetches_(key.streams && !Cpu().streams_past_l2),
+        fetches_(streams() && !Cpu().streams_past_l2),
         apart_(nibbles_ && vnni && wide() && rows() == 1) {
     StartFromZeroPointTerms();
     LoadConstant(Mask(), kLowHalves);

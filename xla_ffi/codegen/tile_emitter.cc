@@ -60,7 +60,7 @@ void TileEmitter::Fetch(int a_bytes) {
   }
   if (fetches_next()) {
     const int bytes =
-        kUnroll * (fetches_part() ? key_.columns * int(kStepBytes) : rows() * a_bytes);
+        kUnroll * (key_.FetchesPart() ? key_.columns * int(kStepBytes) : rows() * a_bytes);
     for (int line = 0; line < bytes; line += 64) FetchNext(*this, reg_next + line, wide());
     add(reg_next, bytes);
   }

@@ -75,8 +75,7 @@ class TileEmitter : public ActivationEmitter {
   // In an iteration of the K loop: a row of the result, and of what comes next as much as the tile
   // has of x or, of narrow tiles, of weights.
   bool fetches_out() const { return many_rows() && !sums_only() && !key_.ends; }
-  bool fetches_part() const { return key_.FetchesPart() && !IsBlocks(key_.w); }
-  bool fetches_next() const { return fetches_part() || (many_rows() && !key_.ends); }
+  bool fetches_next() const { return key_.FetchesPart() || (many_rows() && !key_.ends); }
   void BeginFetches();
   void Fetch(int a_bytes);
   void EndFetches();

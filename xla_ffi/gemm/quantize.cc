@@ -68,11 +68,9 @@ QuantizeArgs StaticQuantizeArgs(float scale, std::int32_t zero, std::int32_t qmi
 
 RowParams QuantizeRow(const RowKernels& kernels, RowScheme scheme, AFormat format, const void* x,
                       std::int64_t k, void* q) {
-  RowRange range;
-  kernels.range(x, k, &range);
-  const Chosen chosen = Choose(scheme, range);
-  Quantize(kernels, scheme, format, chosen, x, k, q);
-  return {chosen.scale, chosen.args.zero};
+  RowParams params;
+  QuantizeRows(kernels, scheme, format, {x, 0, 1, k, q, 0}, &params.scale, &params.zero);
+  return params;
 }
 
 void QuantizeRows(const RowKernels& kernels, RowScheme scheme, AFormat format,
