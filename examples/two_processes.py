@@ -13,6 +13,7 @@ starts the other process itself. On machines of a cluster, start it on each of t
 
 import itertools
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -108,6 +109,7 @@ def start_all() -> bool:
     """Whether all processes ended well; when one does not, the others are stopped."""
     command = [sys.executable, *sys.argv, f"--coordinator=localhost:{free_port()}"]
     processes: list[subprocess.Popen] = []
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops all, as Ctrl-C does
     try:
         for process in range(_PROCESSES.value):
             processes.append(subprocess.Popen([*command, f"--process={process}"]))

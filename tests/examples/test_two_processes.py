@@ -42,16 +42,19 @@ def test_wrong_arguments():
     assert "expected HOST:PORT" in run("--coordinator=foo").stderr
 
 
-@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_process_that_dies_ends_all(stop):
     command = [sys.executable, SCRIPT, "--processes=2"]
+    # Where the tests are a shell's background job, they ignore Ctrl-C, and so would this.
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)
     started = subprocess.Popen(command, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    signal.signal(signal.SIGINT, ours)
     children = pathlib.Path(f"/proc/{started.pid}/task/{started.pid}/children")
     while len(found := children.read_text().split()) < 2:
         assert started.poll() is None
         time.sleep(0.05)
     time.sleep(0.5)  # until the start of the second has returned, too
-    # Ctrl-C is for the one that started the others.
+    # Ctrl-C and SIGTERM are for the one that started the others.
     os.kill(int(found[1]) if stop == signal.SIGKILL else started.pid, stop)
     assert started.wait(timeout=60) == 1
     assert not any(pathlib.Path(f"/proc/{child}").exists() for child in found)
