@@ -61,14 +61,18 @@ std::int64_t ThreadsFor(const PlanKey& key, double cycles, double cycles_each) {
   return std::clamp<std::int64_t>(std::int64_t(cycles / cycles_each), 1, key.threads);
 }
 
-// Adds all rows in blocks by all panels in groups. The items of a block follow each other, so that
-// one participant tends to stay in a block and prepares its rows of x once.
-void AddItems(Plan& plan, const EvenSplit& rows, std::int64_t groups) {
-  const EvenSplit panels{plan.layout.Panels(), groups};
+// Adds all rows in blocks by all panels in groups, the first of them of `fresh` panels or more. The
+// items of a block follow each other, so that one participant tends to stay in a block and prepares
+// its rows of x once.
+void AddItems(Plan& plan, const EvenSplit& rows, std::int64_t groups, std::int64_t fresh) {
+  const std::int64_t all = plan.layout.Panels();
+  const std::int64_t first = std::min(all, std::max(fresh, CeilDiv(all, groups)));
+  const EvenSplit others{all - first, std::max<std::int64_t>(1, std::min(groups - 1, all - first))};
   for (std::int64_t block = 0; block < rows.parts; ++block) {
-    for (std::int64_t g = 0; g < groups; ++g) {
-      plan.items.push_back(
-          {0, rows.Begin(block), rows.Size(block), panels.Begin(g), panels.Size(g)});
+    const std::int64_t row = rows.Begin(block), count = rows.Size(block);
+    plan.items.push_back({0, row, count, 0, first});
+    for (std::int64_t g = 0; first < all && g < others.parts; ++g) {
+      plan.items.push_back({0, row, count, first + others.Begin(g), others.Size(g)});
     }
   }
 }
@@ -80,6 +84,7 @@ void SplitProduct(Plan& plan, double cycles, std::int64_t threads) {
   const GemmShape& shape = plan.key.shape;
   const std::int64_t tile_rows = plan.family->max_rows;
   std::int64_t row_blocks = CeilDiv(shape.m, plan.rows_in_cache);
+  std::int64_t fresh = 1;
   double cycles_per_item = kCyclesToWake;
   // AMX multiplies so fast that the weights, if each thread read all, would be late.
   const bool quantizes = IsFloat(plan.key.spec.x) && !IsAsItIs(plan.family->a_format);
@@ -87,6 +92,7 @@ void SplitProduct(Plan& plan, double cycles, std::int64_t threads) {
   const bool by_panels = (plan.PreparesPanels() || late) && SharesRows(shape, threads);
   if (shape.m >= 2 * tile_rows * threads && !by_panels) {
     row_blocks = RoundUp(row_blocks, threads);
+    fresh = std::max(fresh, plan.fresh_panels);
     cycles_per_item /= 4;  // who waits at the end waits for one item
   }
   std::int64_t panel_groups = 1;
@@ -96,7 +102,7 @@ void SplitProduct(Plan& plan, double cycles, std::int64_t threads) {
     // As many for each thread, if there are enough.
     if (panel_groups > threads) panel_groups -= panel_groups % threads;
   }
-  AddItems(plan, {shape.m, row_blocks}, std::max<std::int64_t>(1, panel_groups));
+  AddItems(plan, {shape.m, row_blocks}, std::max<std::int64_t>(1, panel_groups), fresh);
 }
 
 // Whole products are the items of a large batch; the products of a small one are split.
@@ -184,6 +190,17 @@ void AddWidening(Plan& plan) {
     plan.widen_keys[index] = key;
     plan.widen[index] = plan.family->tile(key);
   }
+}
+
+// A tile fetches as many bytes as it reads of prepared rows. The panels share the L2 with these.
+std::int64_t FreshPanels(const Plan& plan) {
+  if (plan.PreparesPanels() || plan.family->finish != nullptr) return 0;
+  const int columns = plan.family->max_columns(plan.family->max_rows);
+  const std::int64_t fetched = kPanelColumns / columns * SizeOf(plan.family->a_format);
+  const std::int64_t panel_bytes = std::max<std::int64_t>(1, plan.layout.PanelOffset(1));
+  const std::int64_t in_cache = std::int64_t(Cpu().l2_bytes / 2) / panel_bytes;
+  const std::int64_t most = std::clamp<std::int64_t>(in_cache, 1, kMostFreshPanels);
+  return std::min(most, CeilDiv(SizeOf(plan.key.spec.x), fetched));
 }
 
 // The steps of the first and the last panel, for the tiles of all items.
@@ -292,7 +309,7 @@ std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
                            : floats
                                ? key.spec.x == XType::kF32
                                : key.spec.x == XType::kU8 && plan->family->a_format == AFormat::kU8;
-  const std::int64_t row_bytes = key.shape.k * SizeOf(key.spec.x);
+  const std::int64_t row_bytes = plan->RowBytes();
   // Tiles load a column of x at a time: of rows that compete for places in the L1 they take copies
   // that do not (1024x1024x1024 on AMX: 1.1 times as fast).
   const bool suits = plan->family->finish == nullptr || row_bytes == CopiedStride(row_bytes) ||
@@ -313,6 +330,7 @@ std::shared_ptr<const Plan> MakePlan(const PlanKey& key) {
   }
   plan->rows_in_cache = std::max<std::int64_t>(
       plan->family->max_rows, cache_bytes / std::max<std::int64_t>(1, cached_bytes));
+  plan->fresh_panels = FreshPanels(*plan);
   if (key.shape.ragged) {
     for (int rows = 1; rows <= std::min<std::int64_t>(plan->family->max_rows, key.shape.m);
          ++rows) {

@@ -19,6 +19,9 @@ constexpr bool SharesRows(const GemmShape& shape, std::int64_t threads) {
   return CeilDiv(shape.n, kPanelColumns) >= 4 * threads;
 }
 
+// The first panels that new rows of x meet share the fetching of them: so many at most.
+inline constexpr std::int64_t kMostFreshPanels = 4;
+
 // Kernels are those of whole panels, or of a last one that is narrower.
 constexpr int PanelKind(std::int64_t width) { return width == kPanelColumns ? 0 : 1; }
 
@@ -90,6 +93,7 @@ struct Plan {
   // Whether a panel of weights is prepared before its tiles, which takes as long as some rows.
   bool PreparesPanels() const { return key.acc16 || MakesPanels(); }
 
+  std::int64_t RowBytes() const { return key.shape.k * SizeOf(key.spec.x); }  // of x
   bool in_place = false;      // the kernels read the rows of x where they are
   std::int64_t a_stride = 0;  // bytes between the rows that kernels read
 
@@ -102,6 +106,9 @@ struct Plan {
 
   std::vector<TileStep> steps[kMostTileRows][2];
   std::int64_t rows_in_cache = 0;  // of a block that shares the L2 with a panel of weights
+  // The rows of a new block are prepared a tile at a time, each for so many panels that their tiles
+  // meanwhile fetch the next ones; 0: all at once, before the first panel.
+  std::int64_t fresh_panels = 0;
 };
 
 // The items of a ragged product, whose groups have so many rows, and how many rows they have in

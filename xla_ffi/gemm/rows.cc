@@ -21,76 +21,81 @@ std::int32_t Sum(const In* a, std::int64_t count) {
   return std::int32_t(sum);
 }
 
+// Of float x, a scale and a zero point for each row.
+bool ChoosesScales(const Plan& plan) {
+  const AFormat format = plan.family->a_format;
+  return IsFloat(plan.key.spec.x) && (format == AFormat::kU8 || format == AFormat::kS16);
+}
+
 }  // namespace
 
-void PreparedRows::Prepare(const Plan& plan, const GemmOperands& operands, std::int64_t begin,
-                           std::int64_t count) {
-  const XType x_type = plan.key.spec.x;
+void PreparedRows::Begin(const Plan& plan, const GemmOperands& operands, std::int64_t begin,
+                         std::int64_t count) {
   const Epilogue& epilogue = plan.epilogue;
   const AFormat format = plan.family->a_format;
-  const std::int64_t k = plan.key.shape.k;
-  const std::int64_t size = SizeOf(format);
-  const std::int64_t x_size = SizeOf(x_type);
-  const bool widened = format == AFormat::kF32;
-  const bool grouped = format == AFormat::kS8Groups;
-  const bool dynamic = IsFloat(x_type) && !widened && !grouped && !IsAsItIs(format);
-
+  begin_ = begin;
   count_ = count;
   a_stride_ = plan.a_stride;
-  const auto* const rows = static_cast<const std::uint8_t*>(operands.x) + begin * k * x_size;
-  std::uint8_t* copies = nullptr;
-  if (!plan.in_place) copies = a_memory_.Reserve<std::uint8_t>(std::size_t(count * a_stride_));
-  a_ = plan.in_place ? rows : copies;
-  float* row_scales = dynamic ? scale_memory_.Reserve<float>(std::size_t(count)) : nullptr;
-  auto* negative_zeros = epilogue.x_zero == Granularity::kRow
-                             ? zero_memory_.Reserve<std::int32_t>(std::size_t(count))
-                             : nullptr;
-
+  copies_ = nullptr;
+  a_ = static_cast<const std::uint8_t*>(operands.x) + begin * plan.RowBytes();
+  if (!plan.in_place) {
+    a_ = copies_ = a_memory_.Reserve<std::uint8_t>(std::size_t(count * a_stride_));
+  }
+  row_scales_ = nullptr;
+  if (ChoosesScales(plan)) row_scales_ = scale_memory_.Reserve<float>(std::size_t(count));
+  scales_ = epilogue.x_scale != Granularity::kRow ? nullptr
+            : row_scales_ != nullptr              ? row_scales_
+                                                  : operands.x_scale + begin;
+  negative_zeros_ = nullptr;
+  if (epilogue.x_zero == Granularity::kRow) {
+    negative_zeros_ = zero_memory_.Reserve<std::int32_t>(std::size_t(count));
+  }
   groups_ = nullptr;
-  if (grouped) {
+  if (format == AFormat::kS8Groups) {
     groups_ = group_memory_.Reserve<RowGroup>(std::size_t(count * plan.layout.Groups()));
   }
-
-  if (dynamic) {
-    const RowBlock block{rows, k * x_size, count, k, copies, a_stride_};
-    QuantizeRows(plan.row_kernels, RowScheme::kAsymmetric, format, block, row_scales,
-                 negative_zeros);
-    for (std::int64_t row = 0; row < count; ++row) negative_zeros[row] = -negative_zeros[row];
+  sums_ = nullptr;
+  if (epilogue.w_zero && !epilogue.float_sums) {
+    sums_ = sum_memory_.Reserve<std::int32_t>(std::size_t(count * plan.k_blocks));
   }
-  for (std::int64_t row = 0; !plan.in_place && row < count; ++row) {
-    std::uint8_t* a = copies + row * a_stride_;
-    if (!dynamic) CopyRow(plan, rows + row * k * x_size, row, a);
+}
+
+void PreparedRows::Fill(const Plan& plan, const GemmOperands& operands, std::int64_t first,
+                        std::int64_t count) {
+  const AFormat format = plan.family->a_format;
+  const std::int64_t k = plan.key.shape.k, size = SizeOf(format);
+  const std::int64_t row_bytes = plan.RowBytes(), end = first + count;
+  const auto* const x = static_cast<const std::uint8_t*>(operands.x) + (begin_ + first) * row_bytes;
+  if (row_scales_ != nullptr) {
+    std::int32_t* const zeros = negative_zeros_ + first;
+    QuantizeRows(plan.row_kernels, RowScheme::kAsymmetric, format,
+                 {x, row_bytes, count, k, copies_ + first * a_stride_, a_stride_},
+                 row_scales_ + first, zeros);
+    for (std::int64_t i = 0; i < count; ++i) zeros[i] = -zeros[i];
+  } else if (negative_zeros_ != nullptr) {
+    for (std::int64_t row = first; row < end; ++row) {
+      negative_zeros_[row] = NegativeZero(operands.x_zero[begin_ + row], plan.key.spec.x);
+    }
+  }
+  for (std::int64_t row = first; copies_ != nullptr && row < end; ++row) {
+    std::uint8_t* a = copies_ + row * a_stride_;
+    if (row_scales_ == nullptr) CopyRow(plan, x + (row - first) * row_bytes, row, a);
     const std::int64_t padding = plan.layout.PaddedK() - k;
-    if (widened) {
+    if (format == AFormat::kF32) {
       // Products of -0: they keep a sum of -0.
       std::fill_n(reinterpret_cast<float*>(a) + k, padding, -0.0F);
     } else {
       std::memset(a + k * size, 0, std::size_t(padding * size));
     }
   }
-
-  scales_ = dynamic                                 ? row_scales
-            : epilogue.x_scale == Granularity::kRow ? operands.x_scale + begin
-                                                    : nullptr;
-  if (negative_zeros != nullptr && !dynamic) {
-    for (std::int64_t row = 0; row < count; ++row) {
-      negative_zeros[row] = NegativeZero(operands.x_zero[begin + row], x_type);
+  for (std::int64_t block = 0; sums_ != nullptr && block < plan.k_blocks; ++block) {
+    const std::int64_t from = block * plan.k_block;
+    const std::int64_t length = std::min(plan.k_block, k - from);
+    for (std::int64_t row = first; row < end; ++row) {
+      const std::uint8_t* a = a_ + row * a_stride_ + from * size;
+      sums_[block * count_ + row] =
+          size == 1 ? Sum(a, length) : Sum(reinterpret_cast<const std::int16_t*>(a), length);
     }
-  }
-  negative_zeros_ = negative_zeros;
-  sums_ = nullptr;
-  if (epilogue.w_zero && !epilogue.float_sums) {
-    auto* sums = sum_memory_.Reserve<std::int32_t>(std::size_t(count * plan.k_blocks));
-    for (std::int64_t block = 0; block < plan.k_blocks; ++block) {
-      const std::int64_t first = block * plan.k_block;
-      const std::int64_t length = std::min(plan.k_block, k - first);
-      for (std::int64_t row = 0; row < count; ++row) {
-        const std::uint8_t* a = a_ + row * a_stride_ + first * size;
-        sums[block * count + row] =
-            size == 1 ? Sum(a, length) : Sum(reinterpret_cast<const std::int16_t*>(a), length);
-      }
-    }
-    sums_ = sums;
   }
 }
 

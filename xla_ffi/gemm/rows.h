@@ -11,9 +11,12 @@ namespace qgemm {
 
 class PreparedRows {
  public:
-  // Rows [begin, begin + count) of x.
-  void Prepare(const Plan& plan, const GemmOperands& operands, std::int64_t begin,
-               std::int64_t count);
+  // For rows [begin, begin + count) of x: memory, and what does not depend on their elements.
+  void Begin(const Plan& plan, const GemmOperands& operands, std::int64_t begin,
+             std::int64_t count);
+  // Then so many of them, from the block's row `first` on; all, where those are left out.
+  void Fill(const Plan& plan, const GemmOperands& operands, std::int64_t first, std::int64_t count);
+  void Fill(const Plan& plan, const GemmOperands& operands) { Fill(plan, operands, 0, count_); }
 
   // All relative to the block's first row; null where the epilogue does not need them.
   const std::uint8_t* a(std::int64_t row) const { return a_ + row * a_stride_; }
@@ -35,11 +38,13 @@ class PreparedRows {
   void QuantizeGroups(const Plan& plan, const std::uint8_t* x, std::int64_t row, std::uint8_t* a);
 
   const std::uint8_t* a_ = nullptr;
+  std::uint8_t* copies_ = nullptr;  // null: in place
   std::int64_t a_stride_ = 0;
-  std::int64_t count_ = 0;
+  std::int64_t begin_ = 0, count_ = 0;
+  float* row_scales_ = nullptr;  // chosen here
   const float* scales_ = nullptr;
-  const std::int32_t* negative_zeros_ = nullptr;
-  const std::int32_t* sums_ = nullptr;
+  std::int32_t* negative_zeros_ = nullptr;
+  std::int32_t* sums_ = nullptr;
   RowGroup* groups_ = nullptr;
   Scratch a_memory_, scale_memory_, zero_memory_, sum_memory_, group_memory_;
 };
