@@ -86,7 +86,8 @@ inline Case CaseOf(Regime regime, Isa isa) {
     case Regime::kTiles:
       return {{Random(rows, 2 * rows + 2), n, Random(1, 300)}, {}, isa, 1};
     case Regime::kByRows:
-      return {{2 * rows * threads + Random(0, 70), n + 64, 300 + k}, {}, isa, threads};
+      return {
+          {2 * rows * threads + Random(0, 70), n + 64 * Random(1, 6), 300 + k}, {}, isa, threads};
     case Regime::kByColumns:
       return {{Random(1, 7), 640 + n, 1500 + k}, {}, isa, threads};
     case Regime::kKParts:
