@@ -94,10 +94,10 @@ void BlockRunner::Finish() {
 }
 
 void BlockRunner::Run(const WorkItem& item, bool new_rows, std::int64_t panel,
-                      std::int64_t next_panel, const std::int32_t* sums) {
+                      const std::int32_t* sums) {
   PanelAtHand& at_hand = panels_[0];
   fetched_ = 0;
-  Take(item, panel, next_panel, sums, at_hand);
+  Take(item, panel, sums, at_hand);
   const bool more_rows = plan_.key.shape.m > family_.max_rows;
   const bool fetch_rows =
       (new_rows && more_rows) || plan_.PreparesPanels();  // whose blocks leave the L2
@@ -115,10 +115,8 @@ void BlockRunner::Run(const WorkItem& item, bool new_rows, std::int64_t panel,
 
 std::int64_t BlockRunner::RunNewRows(const WorkItem& item) {
   const std::int64_t count = std::min(plan_.fresh_panels, item.panels);
-  for (std::int64_t p = 0; p < count; ++p) {
-    const std::int64_t panel = item.first_panel + p;
-    Take(item, panel, NextPanel(item, count - 1), nullptr, panels_[p]);
-  }
+  for (std::int64_t p = 0; p < count; ++p) Take(item, item.first_panel + p, nullptr, panels_[p]);
+  for (std::int64_t p = 0; p < count; ++p) panels_[p].next_w = panels_[count - 1].next_w;
   const EvenSplit tiles = plan_.Tiles(item.rows);
   for (std::int64_t tile = 0; tile < tiles.parts; ++tile) {
     const std::int64_t row = tiles.Begin(tile), rows = tiles.Size(tile);
@@ -134,12 +132,8 @@ std::int64_t BlockRunner::RunNewRows(const WorkItem& item) {
   return count;
 }
 
-std::int64_t BlockRunner::NextPanel(const WorkItem& item, std::int64_t panel) const {
-  return (item.first_panel + panel + 1) % plan_.layout.Panels();
-}
-
-void BlockRunner::Take(const WorkItem& item, std::int64_t panel, std::int64_t next_panel,
-                       const std::int32_t* sums, PanelAtHand& to) {
+void BlockRunner::Take(const WorkItem& item, std::int64_t panel, const std::int32_t* sums,
+                       PanelAtHand& to) {
   const std::int64_t n = plan_.key.shape.n;
   to.taken = ++taken_;
   to.first_column = panel * kPanelColumns;
@@ -149,7 +143,8 @@ void BlockRunner::Take(const WorkItem& item, std::int64_t panel, std::int64_t ne
   to.columns = ColumnsAt(operands_, plan_, column_sums_, to.first_column);
   if (padded) to.columns = PaddedColumns(to.columns, to.valid, Sums(), workspace_.columns);
   to.w = operands_.w + plan_.layout.PanelOffset(panel);
-  to.next_w = operands_.w + plan_.layout.PanelOffset(next_panel);
+  // Most likely this thread's, though another item's.
+  to.next_w = operands_.w + plan_.layout.PanelOffset((panel + 1) % plan_.layout.Panels());
   to.sums = sums;
   if (plan_.key.acc16) {
     workspace_.splitter->Split(to.w, to.width, family_.max_columns(1));

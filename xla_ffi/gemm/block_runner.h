@@ -62,7 +62,7 @@ class BlockRunner {
   // All tiles of a panel. While the rows are new, a tile fetches those of the next one; later, a
   // part of the next panel. `sums`, [rows][kPanelColumns], where the kernels start from sums that
   // come from elsewhere.
-  void Run(const WorkItem& item, bool new_rows, std::int64_t panel, std::int64_t next_panel,
+  void Run(const WorkItem& item, bool new_rows, std::int64_t panel,
            const std::int32_t* sums = nullptr);
 
   // The first panels (Plan::fresh_panels) of a new block, of more than one tile, whose rows of x
@@ -71,13 +71,9 @@ class BlockRunner {
   // 600, the product is 2 % faster).
   std::int64_t RunNewRows(const WorkItem& item);
 
-  // Most likely this thread's, though another item's.
-  std::int64_t NextPanel(const WorkItem& item, std::int64_t panel) const;
-
  private:
   // A panel, or of one that is prepared (Plan::MakesPanels) a block of K.
-  void Take(const WorkItem& item, std::int64_t panel, std::int64_t next_panel,
-            const std::int32_t* sums, PanelAtHand& to);
+  void Take(const WorkItem& item, std::int64_t panel, const std::int32_t* sums, PanelAtHand& to);
   const std::int8_t* Transposed(const PanelAtHand& panel, std::int64_t block);
   const std::int8_t* Widened(const PanelAtHand& panel, std::int64_t block);
   // An int32 result takes K in one piece; the packed sums may be in several.

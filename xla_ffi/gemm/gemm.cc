@@ -75,7 +75,7 @@ void FinishParts(const Plan& plan, const GemmOperands& operands, const std::int3
         to[i] = std::int32_t(std::uint32_t(to[i]) + std::uint32_t(parts[row * n + first + i]));
       }
     }
-    runner.Run(item, true, panel, panel, sums);
+    runner.Run(item, true, panel, sums);
   }
 }
 
@@ -97,25 +97,22 @@ void RunItems(const Plan& plan, const std::vector<WorkItem>& items, const GemmOp
       runner.emplace(tiles, current, workspace);
     }
     const bool new_rows = item.first_row != prepared;
+    std::int64_t p = 0;
     if (new_rows) {
       workspace.rows.Begin(plan, current, item.first_row, item.rows);
       prepared = item.first_row;
-    }
-    std::int64_t p = 0;
-    if (new_rows && tiles.fresh_panels > 0 && tiles.Tiles(item.rows).parts > 1) {
-      p = runner->RunNewRows(item);
-    } else if (new_rows) {
-      workspace.rows.Fill(plan, current);
-      if (plan.key.acc16) {
-        if (workspace.splitter == nullptr) workspace.splitter = plan.family->make_splitter();
-        workspace.splitter->SetRows(workspace.rows.a(0), plan.a_stride, item.rows,
-                                    plan.layout.PaddedK() / kQuad);
+      if (tiles.fresh_panels > 0 && tiles.Tiles(item.rows).parts > 1) {
+        p = runner->RunNewRows(item);
+      } else {
+        workspace.rows.Fill(plan, current);
       }
     }
-    for (; p < item.panels; ++p) {
-      const std::int64_t panel = item.first_panel + p;
-      runner->Run(item, new_rows && p == 0, panel, runner->NextPanel(item, p));
+    if (new_rows && plan.key.acc16) {
+      if (workspace.splitter == nullptr) workspace.splitter = plan.family->make_splitter();
+      workspace.splitter->SetRows(workspace.rows.a(0), plan.a_stride, item.rows,
+                                  plan.layout.PaddedK() / kQuad);
     }
+    for (; p < item.panels; ++p) runner->Run(item, new_rows && p == 0, item.first_panel + p);
     runner->Finish();
   }
 }

@@ -67,11 +67,11 @@ std::int64_t ThreadsFor(const PlanKey& key, double cycles, double cycles_each) {
 void AddItems(Plan& plan, const EvenSplit& rows, std::int64_t groups, std::int64_t fresh) {
   const std::int64_t all = plan.layout.Panels();
   const std::int64_t first = std::min(all, std::max(fresh, CeilDiv(all, groups)));
-  const EvenSplit others{all - first, std::max<std::int64_t>(1, std::min(groups - 1, all - first))};
+  const EvenSplit others{all - first, std::min(groups - 1, all - first)};
   for (std::int64_t block = 0; block < rows.parts; ++block) {
     const std::int64_t row = rows.Begin(block), count = rows.Size(block);
     plan.items.push_back({0, row, count, 0, first});
-    for (std::int64_t g = 0; first < all && g < others.parts; ++g) {
+    for (std::int64_t g = 0; g < others.parts; ++g) {
       plan.items.push_back({0, row, count, first + others.Begin(g), others.Size(g)});
     }
   }
@@ -84,7 +84,7 @@ void SplitProduct(Plan& plan, double cycles, std::int64_t threads) {
   const GemmShape& shape = plan.key.shape;
   const std::int64_t tile_rows = plan.family->max_rows;
   std::int64_t row_blocks = CeilDiv(shape.m, plan.rows_in_cache);
-  std::int64_t fresh = 1;
+  std::int64_t fresh = 0;
   double cycles_per_item = kCyclesToWake;
   // AMX multiplies so fast that the weights, if each thread read all, would be late.
   const bool quantizes = IsFloat(plan.key.spec.x) && !IsAsItIs(plan.family->a_format);
@@ -92,7 +92,7 @@ void SplitProduct(Plan& plan, double cycles, std::int64_t threads) {
   const bool by_panels = (plan.PreparesPanels() || late) && SharesRows(shape, threads);
   if (shape.m >= 2 * tile_rows * threads && !by_panels) {
     row_blocks = RoundUp(row_blocks, threads);
-    fresh = std::max(fresh, plan.fresh_panels);
+    fresh = plan.fresh_panels;
     cycles_per_item /= 4;  // who waits at the end waits for one item
   }
   std::int64_t panel_groups = 1;
