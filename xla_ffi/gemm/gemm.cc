@@ -112,6 +112,7 @@ void RunItems(const Plan& plan, const std::vector<WorkItem>& items, const GemmOp
       workspace.splitter->SetRows(workspace.rows.a(0), plan.a_stride, item.rows,
                                   plan.layout.PaddedK() / kQuad);
     }
+    p += runner->RunAcross(item, p);
     for (; p < item.panels; ++p) runner->Run(item, new_rows && p == 0, item.first_panel + p);
     runner->Finish();
   }
