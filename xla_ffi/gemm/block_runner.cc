@@ -68,7 +68,6 @@ void BlockRunner::Run(const WorkItem& item, bool new_rows, std::int64_t panel,
   }
   for (std::int64_t block = 0; block < plan_.k_blocks; ++block) {
     at_hand.w = plan_.transpose != nullptr ? Transposed(at_hand, block) : Widened(at_hand, block);
-    at_hand.step_columns = 0;
     tiles_.Run(item, 1, block, block + 1, false);
   }
 }
@@ -125,7 +124,6 @@ void BlockRunner::Take(const WorkItem& item, std::int64_t panel, const std::int3
     Finish();
     InvertScales(to);
   }
-  to.step_columns = 0;
 }
 
 const std::int8_t* BlockRunner::Transposed(const PanelAtHand& panel, std::int64_t block) {

@@ -76,6 +76,7 @@ void TileRunner::Run(const WorkItem& item, std::int64_t count, std::int64_t begi
                      bool fills) {
   if (item.rows != split_rows_) Split(item.rows);
   fetched_ = 0;
+  for (std::int64_t p = 0; p < count; ++p) workspace_.panels[p].step_columns = 0;
   for (const Tiles& tiles : tiles_) {
     if (tiles.count > 0) RunTiles(item, tiles, count, begin, end, fills);
   }
@@ -139,7 +140,8 @@ void TileRunner::RunTiles(const WorkItem& item, const Tiles& tiles, std::int64_t
 }
 
 bool TileRunner::WalksAcross(const WorkItem& item) {
-  if (plan_.k_blocks > 1 || plan_.PreparesPanels() || plan_.is_parts || defers_) return false;
+  if (plan_.k_blocks > 1 || plan_.PreparesPanels() || plan_.is_parts) return false;
+  if (defers_ || family_.set_up != nullptr) return false;
   if (plan_.epilogue.out_scale_per_column) return false;
   if (item.rows != split_rows_) Split(item.rows);
   const auto& [larger, smaller] = tiles_;
@@ -151,6 +153,7 @@ void TileRunner::RunAcross(const WorkItem& item, std::int64_t count) {
   constexpr int kWhole = int(KPart::kWhole);
   PanelAtHand& panel = workspace_.panels[0];
   const auto& [larger, smaller] = tiles_;
+  panel.step_columns = 0;
   SetPanel(panel, have_common_[0], item.first_row, larger.count > 0 ? larger : smaller, 0);
   const Descent back = DescentBy(smaller.rows - item.rows);
   const Crossing across = CrossingFrom(panel);

@@ -36,7 +36,7 @@ struct PanelAtHand {
   std::uint8_t* out;     // of the block's first row
   std::uint8_t* staged;  // the result of one tile, where the panel ends inside a vector
   float inverses[kPanelColumns];
-  // Of the steps across it, each so many columns wide (0: none yet), for the next tile.
+  // TileRunner's: the arguments of the steps across it, each so many columns wide (0: none yet).
   const std::vector<TileStep>* steps;
   int step_columns;
   TileArgs args[kMostSteps];
@@ -56,6 +56,7 @@ struct Workspace {
 
 Workspace& ThreadWorkspace();
 
+// One at a time on a thread: tiles leave arguments in its workspace.
 class TileRunner {
  public:
   TileRunner(const Plan& plan, const GemmOperands& operands, Workspace& workspace);
@@ -136,6 +137,7 @@ class TileRunner {
     }
   };
 
+  // Once rows of x have been prepared, for what is null then is so in all blocks.
   void Split(std::int64_t rows);
   void RunTiles(const WorkItem& item, const Tiles& tiles, std::int64_t count, std::int64_t begin,
                 std::int64_t end, bool fills);
