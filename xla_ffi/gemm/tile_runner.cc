@@ -248,8 +248,9 @@ void TileRunner::SetRows(TileArgs& args, const PanelAtHand& panel, std::int64_t 
   args.partial = panel.partial + (plan_.MakesPanels() ? row * kPanelColumns + column : 0);
   args.sums = At(panel.sums, row * kPanelColumns + column);
   args.out = panel.out + row * out_row_ + column * out_size_;
-  args.out_stride = out_row_;
-  args.residual_stride = residual_row_;
+  const bool staged = panel.staged != nullptr;
+  args.out_stride = staged ? kPanelColumns * out_size_ : out_row_;
+  args.residual_stride = staged ? kPanelColumns * SizeOf(plan_.epilogue.residual) : residual_row_;
   args.residual = At(Bytes(operands_.residual),
                      (first_row + row) * residual_row_ +
                          (panel.first_column + column) * SizeOf(plan_.epilogue.residual));
@@ -340,27 +341,20 @@ TileRunner::Fetches TileRunner::FetchesOf(const WorkItem& item, const Tiles& til
 }
 
 void TileRunner::Stage(PanelAtHand& panel, std::int64_t row, std::int64_t rows) {
-  const std::int64_t size = SizeOf(plan_.epilogue.residual);
-  const std::int64_t stride = kPanelColumns * size, from_stride = plan_.key.shape.n * size;
-  std::uint8_t* residual = nullptr;
-  if (operands_.residual != nullptr) {
-    residual =
-        workspace_.residual_tile.Reserve<std::uint8_t>(std::size_t(family_.max_rows * stride));
-    std::memset(residual, 0, std::size_t(rows * stride));
-    const std::uint8_t* from =
-        Bytes(operands_.residual) + row * from_stride + panel.first_column * size;
-    for (std::int64_t r = 0; r < rows; ++r) {
-      std::memcpy(residual + r * stride, from + r * from_stride, std::size_t(panel.valid * size));
-    }
-  }
   TileArgs* args = panel.args;
-  for (const TileStep& step : plan_.Steps(rows, panel.width)) {
-    args->out = panel.staged + step.column * out_size_;
-    args->out_stride = kPanelColumns * out_size_;
-    args->residual = At(residual, step.column * size);
-    args->residual_stride = stride;
-    ++args;
+  for (const TileStep& step : *panel.steps) args++->out = panel.staged + step.column * out_size_;
+  if (operands_.residual == nullptr) return;
+  const std::int64_t size = SizeOf(plan_.epilogue.residual), stride = kPanelColumns * size;
+  auto* const to =
+      workspace_.residual_tile.Reserve<std::uint8_t>(std::size_t(family_.max_rows * stride));
+  std::memset(to, 0, std::size_t(rows * stride));
+  const std::uint8_t* from =
+      Bytes(operands_.residual) + row * residual_row_ + panel.first_column * size;
+  for (std::int64_t r = 0; r < rows; ++r, from += residual_row_) {
+    std::memcpy(to + r * stride, from, std::size_t(panel.valid * size));
   }
+  args = panel.args;
+  for (const TileStep& step : *panel.steps) args++->residual = to + step.column * size;
 }
 
 void TileRunner::Unstage(const PanelAtHand& panel, std::int64_t row, std::int64_t rows) {
