@@ -1,4 +1,4 @@
-// Runs the tiles of blocks of rows and panels.
+// Takes the panels that a block of rows meets, and has their tiles run.
 #pragma once
 
 #include <cstdint>

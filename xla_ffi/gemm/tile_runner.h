@@ -1,4 +1,4 @@
-// Runs the tiles of panels, from row to row of a block.
+// Runs the tiles of a block of rows: down a panel, or of whole panels one after the other.
 #pragma once
 
 #include <cstdint>
@@ -99,7 +99,8 @@ class TileRunner {
       args.row_groups += groups;
     }
   };
-  // The same to those of the next panel.
+  // The same to those of the next panel. Not one with it: a tile on the way down leaves the columns
+  // be.
   struct Crossing {
     std::int64_t b, out, residual, block_scales;
     std::int64_t sums, zeros, scales, bias;
