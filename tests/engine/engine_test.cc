@@ -193,6 +193,13 @@ int main(int argc, char** argv) {
     if (isa != Isa::kPortable) {
       check({{130, 576, 2800}, RandomSpec(), isa, 2});
       check({{20, 1024, 4200}, RandomSpec(), isa, 2});
+      // Whose last panels are cut into items of fewer rows.
+      for (int i = 0; i < 8; ++i) {
+        check({{Random(48, 160), Random(128, 257), Random(500, 900)},
+               RandomSpec(),
+               isa,
+               int(Random(2, 3))});
+      }
       // Few rows, weights beyond the caches.
       for (const std::int64_t rows : {1, 1, 1, 2, 3, 4, 6}) {
         check({{rows, 1100, 4200}, RandomSpec(), isa, 2});

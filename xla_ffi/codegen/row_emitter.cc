@@ -83,7 +83,7 @@ class RowEmitter final : public VectorEmitter {
   Vec Low() const { return V(9); }
   Vec High() const { return V(10); }
   Vec ZeroPoint() const { return V(11); }
-  QuantizedStore Store() const { return {V(9), ZeroPoint(), V(9), V(4), false, false}; }
+  QuantizedStore Store() const { return {V(9), ZeroPoint(), V(4), false, false}; }
 
   int x_bytes() const { return key_.x == XType::kF32 ? 4 : 2; }
   int q_bytes() const { return key_.op == RowOp::kToF32 ? 4 : key_.op == RowOp::kToInt16 ? 2 : 1; }

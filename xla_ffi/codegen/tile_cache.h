@@ -20,7 +20,8 @@ struct TileKeyHash {
                                std::uint64_t(key.w) << 54 | std::uint64_t(key.blocks.scale) << 57 |
                                std::uint64_t(key.blocks.minimum) << 59 |
                                std::uint64_t(key.f32_panel) << 60;
-    const auto end = std::uint64_t(key.ends) << 5 | std::uint64_t(key.first_row);
+    const auto end = std::uint64_t(key.short_k) << 6 | std::uint64_t(key.ends) << 5 |
+                     std::uint64_t(key.first_row);
     return std::size_t((bits ^ end << 25) * 0x9e3779b97f4a7c15ULL);
   }
 };

@@ -4,6 +4,7 @@
 
 #include "codegen/stream.h"
 #include "gemm/layout.h"
+#include "portable/bits.h"
 
 namespace qgemm {
 
@@ -149,8 +150,9 @@ void TileEmitter::Quads(int count) {
 
 void TileEmitter::LoopOverQuads(int a_bytes) {
   Xbyak::Label unrolled, single, remainder, done;
+  const int left = ends_by_rows() ? kUnroll : 0;
   BeginFetches();
-  sub(reg_quads, kUnroll);
+  sub(reg_quads, kUnroll + left);
   jl(remainder, T_NEAR);
   align(32);
   L(unrolled);
@@ -168,6 +170,7 @@ void TileEmitter::LoopOverQuads(int a_bytes) {
   sub(reg_quads, 1);
   jnz(single, T_NEAR);
   L(done);
+  if (left > 0) Fetch(a_bytes);
   EndFetches();
 }
 
@@ -192,6 +195,10 @@ void TileEmitter::Advance(int quads, int a_bytes) {
 }
 
 void TileEmitter::End() {
+  if (ends_by_rows()) {
+    EndByRows();
+    return;
+  }
   const Epilogue& e = key_.epilogue;
   LoadRowBases(QGEMM_ARG(out), QGEMM_ARG(out_stride));
   if (e.out != OutType::kS32) {
@@ -211,35 +218,44 @@ void TileEmitter::End() {
   Finish();
 }
 
-// From the sums of one vector of columns to f32(acc) * scales + bias, or to the sums so far.
+// Of one vector of columns.
 void TileEmitter::ScaleColumns(int vector) {
-  const Epilogue& e = key_.epilogue;
-  const int offset = vector * vector_bytes();
   const Vec scales = Temporary(0), scalar = Temporary(2);
-  const bool scaled = key_.w == WType::kS8, x_scaled = !e.float_sums;
-  const bool x_per_tensor = e.x_scale == Granularity::kTensor;
-  if (scaled && (e.w_groups || !sums_only())) vmovups(scales, ptr[reg_column_scales + offset]);
-  if (x_scaled && x_per_tensor && !e.w_groups && !sums_only()) {
+  LoadScales(vector, scales, scalar);
+  for (int row = 0; row < rows(); ++row) Scale(row, vector, scales, scalar);
+}
+
+void TileEmitter::LoadScales(int vector, const Vec& scales, const Vec& scalar) {
+  const Epilogue& e = key_.epilogue;
+  if (key_.w == WType::kS8 && (e.w_groups || !sums_only())) {
+    vmovups(scales, ptr[reg_column_scales + vector * vector_bytes()]);
+  }
+  const bool x_per_tensor = !e.float_sums && e.x_scale == Granularity::kTensor;
+  if (x_per_tensor && !e.w_groups && !sums_only()) {
     WithScalar(&CodeGenerator::vmulps, scales, reg_args + QGEMM_ARG(x_scale), scalar);
   }
-  for (int row = 0; row < rows(); ++row) {
-    const Vec y = Accumulator(row, vector);
-    const RegExp partial = reg_partial + (RowAt(row) * kPartialStride + offset);
-    if (!e.float_sums) vcvtdq2ps(y, y);
-    if (e.w_groups) vmulps(y, y, scales);
-    if (adds_partial()) vaddps(y, y, ptr[partial]);
-    if (sums_only()) {
-      vmovups(ptr[partial], y);
-      continue;
-    }
-    if (scaled && !e.w_groups) vmulps(y, y, scales);
-    if (x_scaled && !x_per_tensor) {
-      WithScalar(&CodeGenerator::vmulps, y, reg_row_scales + RowAt(row) * 4, scalar);
-    } else if (x_scaled && e.w_groups) {
-      WithScalar(&CodeGenerator::vmulps, y, reg_args + QGEMM_ARG(x_scale), scalar);
-    }
-    if (e.bias) vaddps(y, y, ptr[reg_bias + offset]);
+}
+
+// From a sum to f32(acc) * scales + bias, or to the sum so far.
+void TileEmitter::Scale(int row, int vector, const Vec& scales, const Vec& scalar) {
+  const Epilogue& e = key_.epilogue;
+  const int offset = vector * vector_bytes();
+  const Vec y = Accumulator(row, vector);
+  const RegExp partial = reg_partial + (RowAt(row) * kPartialStride + offset);
+  if (!e.float_sums) vcvtdq2ps(y, y);
+  if (e.w_groups) vmulps(y, y, scales);
+  if (adds_partial()) vaddps(y, y, ptr[partial]);
+  if (sums_only()) {
+    vmovups(ptr[partial], y);
+    return;
   }
+  if (key_.w == WType::kS8 && !e.w_groups) vmulps(y, y, scales);
+  if (!e.float_sums && e.x_scale != Granularity::kTensor) {
+    WithScalar(&CodeGenerator::vmulps, y, reg_row_scales + RowAt(row) * 4, scalar);
+  } else if (!e.float_sums && e.w_groups) {
+    WithScalar(&CodeGenerator::vmulps, y, reg_args + QGEMM_ARG(x_scale), scalar);
+  }
+  if (e.bias) vaddps(y, y, ptr[reg_bias + offset]);
 }
 
 void TileEmitter::AddResidual() {
@@ -256,18 +272,23 @@ void TileEmitter::AddResidual() {
     if (row > 0) add(reg_residual, ptr[reg_args + QGEMM_ARG(residual_stride)]);
     for (int vector = 0; vector < vectors_; ++vector) {
       const Vec y = Accumulator(row, vector);
-      const RegExp from = reg_residual + vector * lanes() * int(SizeOf(type));
-      if (type == ResidualType::kF32) {
-        vaddps(y, y, ptr[from]);
-      } else if (type == ResidualType::kBf16) {
-        LoadBf16(value, from);
-        vaddps(y, y, value);
-      } else {
-        LoadF16(value, from);
-        vaddps(y, y, value);
-      }
+      AddResidual(y, reg_residual + vector * lanes() * int(SizeOf(type)), value);
     }
   }
+}
+
+void TileEmitter::AddResidual(const Vec& y, const RegExp& from, const Vec& temporary) {
+  const ResidualType type = key_.epilogue.residual;
+  if (type == ResidualType::kF32) {
+    vaddps(y, y, ptr[from]);
+    return;
+  }
+  if (type == ResidualType::kBf16) {
+    LoadBf16(temporary, from);
+  } else {
+    LoadF16(temporary, from);
+  }
+  vaddps(y, y, temporary);
 }
 
 // Relu before requantization is Requantize's.
@@ -283,11 +304,7 @@ void TileEmitter::Activate() {
   for (int i = 0; i < count; ++i) vmaxps(sum(i), zero, sum(i));
 }
 
-// rne(y / out_scale) as int32, NaN counting as 0; below the range of int32 it is the least int32,
-// as the conversion has it. What lies beyond int16 is for StoreQuantized to saturate, and what lies
-// below 0, for relu; NaN then is the least int32, too.
 void TileEmitter::Requantize(int vector) {
-  constexpr std::uint32_t kInt16Max = 0x46fffe00;  // 32767.0F
   const Epilogue& e = key_.epilogue;
   const Vec inverse = Temporary(0), most = Temporary(1), temporary = Temporary(2);
   if (e.out_scale_per_column) {
@@ -295,16 +312,23 @@ void TileEmitter::Requantize(int vector) {
   } else if (vector == 0) {
     vbroadcastss(inverse, dword[reg_args + QGEMM_ARG(out_inverse)]);
   }
-  if (vector == 0) LoadConstant(most, kInt16Max);
+  if (vector == 0) LoadConstant(most, BitsOf(kMostQuantized));
   for (int row = 0; row < rows(); ++row) {
     const Vec y = Accumulator(row, vector);
     vmulps(y, y, inverse);
-    vminps(y, most, y);  // with y second: NaN stays
-    if (e.activation == Activation::kRelu) {
-      vcvtps2dq(y, y);
-    } else {
-      RoundToInt(y, temporary);
-    }
+    ConvertBounded(y, most, temporary);
+  }
+}
+
+// rne(y / out_scale) as int32, NaN counting as 0; below the range of int32 it is the least int32,
+// as the conversion has it. StoreQuantized saturates, and raises for relu what lies below 0; NaN
+// then is the least int32, too.
+void TileEmitter::ConvertBounded(const Vec& y, const Vec& most, const Vec& temporary) {
+  vminps(y, most, y);  // with y second: NaN stays
+  if (key_.epilogue.activation == Activation::kRelu) {
+    vcvtps2dq(y, y);
+  } else {
+    RoundToInt(y, temporary);
   }
 }
 
@@ -313,8 +337,7 @@ void TileEmitter::StoreRow(int row) {
   if (IsQuantized(out)) {
     // Four vectors become one.
     const bool relu = key_.epilogue.activation == Activation::kRelu;
-    const QuantizedStore store{Temporary(0), Temporary(1), Temporary(2),
-                               Temporary(3), relu,         out == OutType::kS8};
+    const QuantizedStore store{Temporary(0), Temporary(1), Temporary(2), relu, out == OutType::kS8};
     if (row == 0) LoadQuantizedStore(store, reg_args + QGEMM_ARG(out_zero));
     for (int first = 0; first < vectors_; first += 4) {
       const int count = std::min(4, vectors_ - first);
@@ -327,15 +350,21 @@ void TileEmitter::StoreRow(int row) {
   for (int vector = 0; vector < vectors_; ++vector) {
     const Vec y = Accumulator(row, vector);
     const RegExp to = Row(reg_a, reg_a3, row, vector * lanes() * int(SizeOf(out)));
-    if (out == OutType::kBf16) {
-      StoreBf16(to, y, Temporary(2), Temporary(3));
-    } else if (out == OutType::kF16) {
-      StoreF16(to, y);
-    } else if (out == OutType::kS32) {
+    if (out == OutType::kS32) {
       StoreInt(ptr[to], y);
     } else {
-      vmovups(ptr[to], y);
+      StoreFloat(to, y, Temporary(2), Temporary(3));
     }
+  }
+}
+
+void TileEmitter::StoreFloat(const RegExp& to, const Vec& y, const Vec& t0, const Vec& t1) {
+  if (key_.epilogue.out == OutType::kBf16) {
+    StoreBf16(to, y, t0, t1);
+  } else if (key_.epilogue.out == OutType::kF16) {
+    StoreF16(to, y);
+  } else {
+    vmovups(ptr[to], y);
   }
 }
 

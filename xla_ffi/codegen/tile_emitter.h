@@ -51,6 +51,15 @@ class TileEmitter : public ActivationEmitter {
   void StartFromZeroPointTerms() { ZeroPointTerms(true); }
   void AddZeroPointTerms() { ZeroPointTerms(false); }
   void Begin();
+  // Whether the last quads are multiplied row by row, each row beside the end of the one before: an
+  // epilogue has more operations than a core looks ahead, so that multipliers would rest (a tile of
+  // 6x64 on Zen 4 costs 84 cycles beyond its products, not 106). LoopOverQuads then leaves
+  // kUnroll quads to End.
+  virtual bool ends_by_rows() const { return false; }
+  // Of AVX-512: the products of these and one row, with all but vector 28 as in the K loop.
+  virtual void LastQuads(int) {}
+  // Whether the key allows it.
+  bool may_end_by_rows() const;
   // All of K. A quad of x takes `a_bytes`.
   void LoopOverQuads(int a_bytes);
   // The same of weights in blocks: `begin` and `end` emit what comes before and after the quads of
@@ -68,9 +77,9 @@ class TileEmitter : public ActivationEmitter {
   const Xbyak::Reg64 reg_args{rdi}, reg_a{rax}, reg_a3{rdx}, reg_stride{rcx}, reg_b{rsi},
       reg_quads{r8}, reg_block_scales{r9}, reg_row_groups{r10}, reg_groups{r11};
 
- private:
   static constexpr int kUnroll = 4;  // see IsGroupOfBlocks
 
+ private:
   bool sums_only() const { return key_.part == KPart::kFirst || key_.part == KPart::kMiddle; }
   // In an iteration of the K loop: a row of the result, and of what comes next as much as the tile
   // has of x or, of narrow tiles, of weights.
@@ -91,6 +100,24 @@ class TileEmitter : public ActivationEmitter {
   void Activate();
   void Requantize(int vector);
   void StoreRow(int row);
+
+  // Of one vector of sums.
+  void LoadScales(int vector, const Vec& scales, const Vec& scalar);
+  void Scale(int row, int vector, const Vec& scales, const Vec& scalar);
+  void AddResidual(const Vec& y, const RegExp& from, const Vec& temporary);
+  void ConvertBounded(const Vec& y, const Vec& most, const Vec& temporary);
+  void StoreFloat(const RegExp& to, const Vec& y, const Vec& t0, const Vec& t1);
+
+  void EndByRows();
+  void EndRow(int row);
+  // Then the sums are in vectors below 24, and what the epilogue needs in those from there on.
+  Vec RowScales(int vector) const { return V(24 + vector); }
+  Vec RowTemporary() const { return V(28); }
+  Vec RowBound() const { return V(31); }  // the most before conversion; of floats the least, 0
+  QuantizedStore RowStore() const {
+    return {V(29), V(30), RowTemporary(), key_.epilogue.activation == Activation::kRelu,
+            key_.epilogue.out == OutType::kS8};
+  }
 
   const TileKey key_;
   const int vectors_;

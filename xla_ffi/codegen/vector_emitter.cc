@@ -11,13 +11,16 @@ using Xbyak::Zmm;
 namespace {
 constexpr int kUnordered = 3;  // predicates of vcmpps
 constexpr int kOrdered = 7;
+constexpr std::uint32_t kSignBits = 0x80808080;  // of bytes
 }  // namespace
 
-void VectorEmitter::Zero(const Vec& v) {
+void VectorEmitter::Zero(const Vec& v) { Xor(v, v, v); }
+
+void VectorEmitter::Xor(const Vec& to, const Vec& a, const Xbyak::Operand& b) {
   if (wide_) {
-    vpxord(v, v, v);
+    vpxord(to, a, b);
   } else {
-    vpxor(v, v, v);
+    vpxor(to, a, b);
   }
 }
 
@@ -126,27 +129,43 @@ void VectorEmitter::StoreByte(const RegExp& to, const Vec& v) {
 void VectorEmitter::LoadQuantizedStore(const QuantizedStore& store, const RegExp& zero_point) {
   orders_quantized_ = true;
   vmovups(store.order, ptr[rip + quantized_order_]);
-  vpbroadcastw(store.zero_point, word[zero_point]);
-  if (store.relu) vpbroadcastb(store.floor, byte[zero_point]);
+  if (store.relu) {
+    vpbroadcastb(store.zero_point, byte[zero_point]);
+    if (store.is_signed) Xor(store.zero_point, store.zero_point, Constant(kSignBits));
+  } else {
+    vpbroadcastw(store.zero_point, word[zero_point]);
+  }
 }
 
 // Packing works within 128-bit lanes: dword `vector` of lane `lane` holds four bytes of a vector.
+// What saturates unsigned is not below 0, that is relu. On Zen 4 saturating additions compete with
+// products for their ports, others do not.
 void VectorEmitter::StoreQuantized(const RegExp& to, const Vec (&v)[4], int count,
                                    const QuantizedStore& store) {
   const Vec& low = v[0];
   const Vec& high = count > 2 ? v[2] : low;
+  const auto add = [&](const Vec& words) {
+    if (store.relu) return;
+    if (store.is_signed) {
+      vpaddsw(words, words, store.zero_point);
+    } else {
+      vpaddw(words, words, store.zero_point);
+    }
+  };
   if (count > 2) {
     vpackssdw(high, v[2], v[3]);
-    vpaddsw(high, high, store.zero_point);
+    add(high);
   }
   vpackssdw(low, v[0], v[1]);
-  vpaddsw(low, low, store.zero_point);
-  if (store.is_signed) {
+  add(low);
+  if (store.relu) {
+    vpackuswb(low, low, high);
+    vpaddusb(low, low, store.zero_point);
+    if (store.is_signed) Xor(low, low, Constant(kSignBits));
+  } else if (store.is_signed) {
     vpacksswb(low, low, high);
-    if (store.relu) vpmaxsb(low, low, store.floor);
   } else {
     vpackuswb(low, low, high);
-    if (store.relu) vpmaxub(low, low, store.floor);
   }
   if (wide_) {
     vpermd(Zmm(low.getIdx()), Zmm(store.order.getIdx()), Zmm(low.getIdx()));

@@ -32,6 +32,7 @@ class VectorEmitter : public Xbyak::CodeGenerator {
   void Zero(const Vec& v);
   void And(const Vec& to, const Vec& a, const Xbyak::Operand& b);
   void Or(const Vec& to, const Vec& a, const Xbyak::Operand& b);
+  void Xor(const Vec& to, const Vec& a, const Xbyak::Operand& b);
   void LoadInt(const Vec& to, const Address& from);
   void StoreInt(const Address& to, const Vec& v);
   void LoadBf16(const Vec& to, const RegExp& from);
@@ -63,18 +64,19 @@ class VectorEmitter : public Xbyak::CodeGenerator {
   // clobbered.
   void StoreByte(const RegExp& to, const Vec& v);
   void StoreInt16(const RegExp& to, const Vec& v);
-  // What StoreQuantized needs in registers. Zero points are int16 in `zero_point`, bytes in
-  // `floor`; `temporary` is clobbered.
+  // What StoreQuantized needs in registers; `temporary` is clobbered.
   struct QuantizedStore {
-    Vec order, zero_point, floor, temporary;
+    Vec order, zero_point, temporary;
     bool relu, is_signed;
   };
   // `zero_point` is an int32 in memory.
   void LoadQuantizedStore(const QuantizedStore& store, const RegExp& zero_point);
-  // Stores `count` vectors of int32, 1 to 4, as bytes that follow each other: each value saturates
-  // to int16, has the zero point added, saturates to a byte and, for relu, is no less than the zero
-  // point. All four vectors, equal or not, are clobbered.
+  // Stores `count` vectors of int32, 1 to 4, as bytes that follow each other: each value has the
+  // zero point added, saturates to a byte and, for relu, is no less than the zero point. No value
+  // is above kMostQuantized. All four vectors, equal or not, are clobbered.
   void StoreQuantized(const RegExp& to, const Vec (&v)[4], int count, const QuantizedStore& store);
+  // So that any zero point may be added to it as int16.
+  static constexpr float kMostQuantized = 32767 - 255;
   void StoreBf16(const RegExp& to, const Vec& v, const Vec& t0, const Vec& t1);
   void StoreF16(const RegExp& to, const Vec& v);
 

@@ -65,6 +65,21 @@ class VnniTileEmitter : public TileEmitter {
     }
   }
 
+  bool ends_by_rows() const override {
+    return wide() && sets_ == 1 && many_rows() && may_end_by_rows();
+  }
+
+  void LastQuads(int row) override {
+    const Vec broadcast = V(28);
+    for (int quad = 0; quad < kUnroll; ++quad) {
+      vpbroadcastd(broadcast, dword[Row(reg_a, reg_a3, row, quad * kQuadBytes)]);
+      for (int vector = 0; vector < vectors(); ++vector) {
+        MultiplyAdd(Sum(0, row, vector), broadcast,
+                    ptr[reg_b + (quad * panel_bytes() + vector * vector_bytes())]);
+      }
+    }
+  }
+
   void MultiplyAdd(const Vec& sum, const Vec& x, const Xbyak::Operand& weights) {
     if (bf16_) {
       vdpbf16ps(sum, x, weights);

@@ -86,21 +86,22 @@ void RunItems(const Plan& plan, const std::vector<WorkItem>& items, const GemmOp
   const Plan& tiles = plan.parts ? *plan.parts : plan;
   GemmOperands current;
   std::optional<BlockRunner> runner;
-  std::int64_t batch = -1, prepared = -1;  // first row
+  std::int64_t batch = -1;
+  bool prepared = false;  // rows, of this product
   const auto of_product = std::int64_t(items.size());
   for (std::int64_t i = first; i >= 0; i = self.Next()) {
     const WorkItem& item = items[i % of_product];
     if (const std::int64_t product = item.batch + i / of_product; product != batch) {
       batch = product;
-      prepared = -1;
+      prepared = false;
       current = operands.Of(batch);
       runner.emplace(tiles, current, workspace);
     }
-    const bool new_rows = item.first_row != prepared;
+    const bool new_rows = !prepared || !workspace.rows.Seek(item.first_row, item.rows);
     std::int64_t p = 0;
     if (new_rows) {
       workspace.rows.Begin(plan, current, item.first_row, item.rows);
-      prepared = item.first_row;
+      prepared = true;
       if (tiles.fresh_panels > 0 && tiles.Tiles(item.rows).parts > 1) {
         p = runner->RunNewRows(item);
       } else {

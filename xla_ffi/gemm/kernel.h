@@ -39,6 +39,7 @@ struct TileKey {
   // registers, so that nothing is fetched ahead.
   bool ends = false;
   int first_row = 0;
+  bool short_k = false;  // K may have fewer than four quads
 
   // Narrow tiles take turns in a panel, and the later ones find theirs in the cache: lest memory
   // rests meanwhile, each fetches its part of the next panel.
@@ -48,7 +49,8 @@ struct TileKey {
     return a.rows == b.rows && a.columns == b.columns && a.panel_columns == b.panel_columns &&
            a.part == b.part && a.streams == b.streams && a.epilogue == b.epilogue &&
            a.from_sums == b.from_sums && a.w == b.w && a.blocks == b.blocks &&
-           a.f32_panel == b.f32_panel && a.ends == b.ends && a.first_row == b.first_row;
+           a.f32_panel == b.f32_panel && a.ends == b.ends && a.first_row == b.first_row &&
+           a.short_k == b.short_k;
   }
 };
 
@@ -176,7 +178,7 @@ struct RowKernels {
   RangeFn range;
   QuantizeFn to_byte;  // uint8 or int8 (the same bits)
   QuantizeFn to_int16;
-  QuantizeFn in_range_to_byte;   // uint8; no x is NaN, and x * inverse fits int16
+  QuantizeFn in_range_to_byte;   // uint8; no x is NaN, |x * inverse| < 2^14
   WidenFn to_f32;                // of families of float sums, which may lack the others
   GroupsFn to_groups = nullptr;  // of generated families of blocks
 };

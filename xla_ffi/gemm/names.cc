@@ -148,7 +148,7 @@ std::string Name(const Epilogue& epilogue) {
 
 std::string Name(const TileKey& key) {
   const auto& [rows, columns, panel_columns, part, streams, epilogue, from_sums, w, blocks,
-               f32_panel, ends, first_row] = key;
+               f32_panel, ends, first_row, short_k] = key;
   std::string name = rows > 0 ? "tile_" + std::to_string(rows) + "x" : "panel_";
   name += std::to_string(columns);
   if (panel_columns != kPanelColumns) name += "_panel" + std::to_string(panel_columns);
@@ -156,6 +156,7 @@ std::string Name(const TileKey& key) {
   name += streams ? "_streams" : "";
   name += from_sums ? "_from_sums" : "";
   name += f32_panel ? "_f32_panel" : "";
+  name += short_k ? "_short_k" : "";
   if (ends) name += "_ends_from" + std::to_string(first_row);
   if (w != WType::kS8) name += std::string("_") + Name(w);
   if (IsBlocks(w)) name += std::string("_") + Name(blocks);

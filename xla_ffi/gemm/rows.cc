@@ -35,6 +35,7 @@ void PreparedRows::Begin(const Plan& plan, const GemmOperands& operands, std::in
   const AFormat format = plan.family->a_format;
   begin_ = begin;
   count_ = count;
+  at_ = 0;
   a_stride_ = plan.a_stride;
   copies_ = nullptr;
   a_ = static_cast<const std::uint8_t*>(operands.x) + begin * plan.RowBytes();

@@ -18,17 +18,24 @@ class PreparedRows {
   void Fill(const Plan& plan, const GemmOperands& operands, std::int64_t first, std::int64_t count);
   void Fill(const Plan& plan, const GemmOperands& operands) { Fill(plan, operands, 0, count_); }
 
-  // All relative to the block's first row; null where the epilogue does not need them.
-  const std::uint8_t* a(std::int64_t row) const { return a_ + row * a_stride_; }
-  const float* scales(std::int64_t row) const { return scales_ ? scales_ + row : nullptr; }
+  // Whether rows [begin, begin + count) of x are among these. From there on rows count then.
+  bool Seek(std::int64_t begin, std::int64_t count) {
+    if (begin < begin_ || begin + count > begin_ + count_) return false;
+    at_ = begin - begin_;
+    return true;
+  }
+
+  // All relative to the row of the last Begin or Seek; null where the epilogue does not need them.
+  const std::uint8_t* a(std::int64_t row) const { return a_ + (at_ + row) * a_stride_; }
+  const float* scales(std::int64_t row) const { return scales_ ? scales_ + at_ + row : nullptr; }
   const std::int32_t* negative_zeros(std::int64_t row) const {
-    return negative_zeros_ ? negative_zeros_ + row : nullptr;
+    return negative_zeros_ ? negative_zeros_ + at_ + row : nullptr;
   }
   const std::int32_t* sums(std::int64_t k_block, std::int64_t row) const {
-    return sums_ ? sums_ + k_block * count_ + row : nullptr;
+    return sums_ ? sums_ + k_block * count_ + at_ + row : nullptr;
   }
   // Of the first group of K; AFormat::kS8Groups.
-  const RowGroup* groups(std::int64_t row) const { return groups_ ? groups_ + row : nullptr; }
+  const RowGroup* groups(std::int64_t row) const { return groups_ ? groups_ + at_ + row : nullptr; }
   std::int64_t groups_stride() const { return count_ * std::int64_t(sizeof(RowGroup)); }
 
  private:
@@ -40,7 +47,7 @@ class PreparedRows {
   const std::uint8_t* a_ = nullptr;
   std::uint8_t* copies_ = nullptr;  // null: in place
   std::int64_t a_stride_ = 0;
-  std::int64_t begin_ = 0, count_ = 0;
+  std::int64_t begin_ = 0, count_ = 0, at_ = 0;
   float* row_scales_ = nullptr;  // chosen here
   const float* scales_ = nullptr;
   std::int32_t* negative_zeros_ = nullptr;

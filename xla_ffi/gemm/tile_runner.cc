@@ -103,6 +103,14 @@ void TileRunner::RunTiles(const WorkItem& item, const Tiles& tiles, std::int64_t
   const int first_part = int(PartOf(begin));
   const std::int64_t k_block = plan_.k_block;
   const bool ends = plan_.is_parts || end == plan_.k_blocks;  // there is a result
+  if (count == 1 && one_block && !fills && !defers_) {
+    const PanelAtHand& panel = workspace_.panels[0];
+    if (panel.staged == nullptr && panel.steps->size() == 1) {
+      RunDown(tiles, first_part, begin * k_block, fetches);
+      if (end_row < item.rows) tiles.down.Apply(workspace_.panels[0].args[0]);
+      return;
+    }
+  }
   for (std::int64_t row = tiles.row; row < end_row; row += rows) {
     if (fills) {
       workspace_.rows.Fill(plan_, operands_, row, rows);
@@ -135,6 +143,23 @@ void TileRunner::RunTiles(const WorkItem& item, const Tiles& tiles, std::int64_t
       if (staged && ends) Unstage(panel, row, rows);
     }
     fetches.begin += fetches.of_tile;
+  }
+  fetched_ = fetches.at;
+}
+
+void TileRunner::RunDown(const Tiles& tiles, int part, std::int64_t first_k, Fetches fetches) {
+  PanelAtHand& panel = workspace_.panels[0];
+  const TileStep& step = panel.steps->front();
+  const TileFn kernel = step.kernels[part];
+  TileArgs* const args = panel.args;
+  args->key = &step.keys[part];
+  for (std::int64_t left = tiles.count;;) {
+    args->next = fetches.Next(first_k);
+    kernel(args);
+    fetches.at += fetches.of_call;
+    fetches.begin += fetches.of_tile;
+    if (--left == 0) break;
+    tiles.down.Apply(*args);
   }
   fetched_ = fetches.at;
 }

@@ -142,6 +142,9 @@ class TileRunner {
   void Split(std::int64_t rows);
   void RunTiles(const WorkItem& item, const Tiles& tiles, std::int64_t count, std::int64_t begin,
                 std::int64_t end, bool fills);
+  // The same down one panel, of a single step and a single block of K, with hardly anything between
+  // the tiles (256x1024x1024 on Zen 4: 1.005 times as fast).
+  void RunDown(const Tiles& tiles, int part, std::int64_t first_k, Fetches fetches);
   KPart PartOf(std::int64_t block) const;
   void SetUp(int rows);
 
