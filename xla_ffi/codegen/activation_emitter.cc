@@ -1,159 +1,202 @@
 #include "codegen/activation_emitter.h"
 
-#include <vector>
-
 #include "portable/activation.h"
 
 namespace qgemm {
 
-// All values take a step before the next one.
 void ActivationEmitter::EmitSmooth(Activation activation, int at_once) {
+  const bool gelu = activation == Activation::kGelu;
   std::vector<Registers> values;
-  const auto each = [&](const auto& step) {
-    for (const Registers& r : values) step(r);
-  };
   for (int i = 0; i < at_once; ++i) {
-    const auto v = [&](int j) { return V(kRegisters * i + j); };
-    values.push_back({v(0), v(1), v(2), v(3), v(4), v(5), v(6), v(7)});
-    vmovaps(values[i].x, ptr[reg_value + i * vector_bytes()]);
+    const auto v = [&](int j) { return V(RegistersOf(activation) * i + j); };
+    const int offset = i * vector_bytes();
+    values.push_back(
+        {v(0), v(1), v(2), v(3), v(4), v(0), v(1), v(2), v(3), reg_value + offset, rsp + offset});
+    if (gelu && wide()) values[i].SetRatio(v(5), v(6), v(7));
   }
-  each([&](const Registers& r) {
-    LoadBounded(r.t0, activation, r);
-    if (activation == Activation::kSilu) {
-      LinearExponent(r);
-    } else {
-      SquareExponent(activation, r);
+  const Steps steps = StepsOf(activation);
+  const int length = int(steps.size()), last = kSkew * (at_once - 1);
+  for (int time = 0; time < length + last; ++time) {
+    for (int i = 0; i < at_once; ++i) {
+      const int step = time - kSkew * i;
+      if (step >= 0 && step < length) steps[step](values[i]);
     }
-  });
-  if (activation == Activation::kGeluTanh) each([&](const Registers& r) { CubicExponent(r); });
-  each([&](const Registers& r) { Exp2Negative(r); });
-  if (activation == Activation::kGelu) {
-    each([&](const Registers& r) { GeluRatio(r); });
-    each([&](const Registers& r) { GeluTail(r); });
-  } else {
-    each([&](const Registers& r) { LogisticTail(activation, r); });
   }
-  each([&](const Registers& r) { SubtractTail(r); });
-  for (int i = 0; i < at_once; ++i) vmovaps(ptr[reg_value + i * vector_bytes()], values[i].x);
+}
+
+ActivationEmitter::Steps ActivationEmitter::StepsOf(Activation activation) {
+  const bool gelu = activation == Activation::kGelu;
+  const Steps ratio = gelu ? GeluRatio() : Steps(), exponent = Exponent(activation);
+  const Steps tail = gelu ? GeluTail() : LogisticTail(activation);
+  Steps steps;
+  const auto add = [&](const Steps& from, std::size_t turn, std::size_t turns) {
+    const auto at = [&](std::size_t t) { return from.begin() + t * from.size() / turns; };
+    steps.insert(steps.end(), at(turn), at(turn + 1));
+  };
+  // Two chains, which take turns if there are registers for both.
+  const std::size_t turns = wide() ? exponent.size() : 1;
+  for (std::size_t turn = 0; turn < turns; ++turn) {
+    add(ratio, turn, turns);
+    add(exponent, turn, turns);
+  }
+  add(tail, 0, 1);
+  return steps;
 }
 
 // a; with a NaN the second operand is the minimum.
 void ActivationEmitter::LoadBounded(const Vec& to, Activation activation, const Registers& r) {
-  And(to, r.x, Constant(0x7fffffff));
+  vmovaps(to, ptr[r.x]);
+  And(to, to, Constant(0x7fffffff));
   vminps(to, to, FloatConstant(ActivationBound(activation)));
 }
 
+// R(a) in `ratio`.
+ActivationEmitter::Steps ActivationEmitter::GeluRatio() {
+  Steps steps;
+  const auto step = [&](const Step& s) { steps.push_back(s); };
+  step([this](auto& r) { LoadBounded(r.from_centre, Activation::kGelu, r); });
+  step([this](auto& r) { vaddps(r.interval, r.from_centre, FloatConstant(1.0F)); });
+  step([this](auto& r) {
+    if (wide()) {
+      vpsrld(r.interval, r.interval, kTailShift);
+      return;
+    }
+    // Three bits choose in each half of a table, the sign bit chooses the half.
+    vpsrld(r.coefficient, r.interval, kTailShift);
+    vpslld(r.interval, r.interval, 31 - (kTailShift + 3));
+    Or(r.interval, r.interval, r.coefficient);
+  });
+  step([this](auto& r) { Lookup(r.coefficient, r.interval, kTail[0], r.scratch); });
+  step([this](auto& r) { vsubps(r.from_centre, r.from_centre, r.coefficient); });
+  step([this](auto& r) { Lookup(r.ratio, r.interval, kTail[kTailRows - 1], r.scratch); });
+  for (int i = kTailRows - 2; i >= 1; --i) {
+    step([this, i](auto& r) { Lookup(r.coefficient, r.interval, kTail[i], r.scratch); });
+    step([this](auto& r) { vfmadd213ps(r.ratio, r.from_centre, r.coefficient); });
+  }
+  return steps;
+}
+
+// p in t0, r in t1, the fraction in `high` and the scale in `low`.
+ActivationEmitter::Steps ActivationEmitter::Exponent(Activation activation) {
+  Steps steps;
+  steps.push_back([=](auto& r) { LoadBounded(r.t0, activation, r); });
+  if (activation == Activation::kSilu) {
+    LinearExponent(steps);
+  } else {
+    SquareExponent(activation, steps);
+  }
+  if (activation == Activation::kGeluTanh) CubicExponent(steps);
+  Exp2Negative(steps);
+  return steps;
+}
+
 // a in t0 -> z.
-void ActivationEmitter::LinearExponent(const Registers& r) {
-  vmulps(r.high, r.t0, FloatConstant(kLog2E.high));
-  vmovaps(r.low, r.t0);
-  vfmsub132ps(r.low, r.high, FloatConstant(kLog2E.high));
-  vfmadd231ps(r.low, r.t0, FloatConstant(kLog2E.low));
+void ActivationEmitter::LinearExponent(Steps& steps) {
+  const auto step = [&](const Step& s) { steps.push_back(s); };
+  step([this](auto& r) { vmulps(r.high, r.t0, FloatConstant(kLog2E.high)); });
+  step([this](auto& r) { vmovaps(r.low, r.t0); });
+  step([this](auto& r) { vfmsub132ps(r.low, r.high, FloatConstant(kLog2E.high)); });
+  step([this](auto& r) { vfmadd231ps(r.low, r.t0, FloatConstant(kLog2E.low)); });
 }
 
 // The same for the term in the square of a.
-void ActivationEmitter::SquareExponent(Activation activation, const Registers& r) {
+void ActivationEmitter::SquareExponent(Activation activation, Steps& steps) {
   const FloatPair c = activation == Activation::kGelu ? kHalfLog2E : kTanhCubic;
-  const Vec &square_low = r.t0, &square = r.t1;
-  vmulps(square, r.t0, r.t0);
-  vfmsub213ps(square_low, square_low, square);
-  vmulps(r.high, square, FloatConstant(c.high));
-  vmovaps(r.low, square);
-  vfmsub132ps(r.low, r.high, FloatConstant(c.high));
-  vfmadd231ps(r.low, square, FloatConstant(c.low));
-  vfmadd231ps(r.low, square_low, FloatConstant(c.high));
+  const auto square_low = &Registers::t0, square = &Registers::t1;
+  const auto step = [&](const Step& s) { steps.push_back(s); };
+  step([=](auto& r) { vmulps(r.*square, r.t0, r.t0); });
+  step([=](auto& r) { vfmsub213ps(r.*square_low, r.*square_low, r.*square); });
+  step([=](auto& r) { vmulps(r.high, r.*square, FloatConstant(c.high)); });
+  step([=](auto& r) { vmovaps(r.low, r.*square); });
+  step([=](auto& r) { vfmsub132ps(r.low, r.high, FloatConstant(c.high)); });
+  step([=](auto& r) { vfmadd231ps(r.low, r.*square, FloatConstant(c.low)); });
+  step([=](auto& r) { vfmadd231ps(r.low, r.*square_low, FloatConstant(c.high)); });
 }
 
 // That term, plus the linear one, times a.
-void ActivationEmitter::CubicExponent(const Registers& r) {
-  const Vec &term = r.high, &sum = r.t0, &added = r.t1, &error = r.scratch;
-  vaddps(sum, term, FloatConstant(kTanhLinear.high));
-  vsubps(added, sum, term);
-  vsubps(error, sum, added);
-  vsubps(error, term, error);
-  LoadConstant(term, BitsOf(kTanhLinear.high));
-  vsubps(term, term, added);
-  vaddps(error, error, term);
-  vaddps(r.low, r.low, FloatConstant(kTanhLinear.low));
-  vaddps(r.low, r.low, error);
-  const Vec& a = r.t1;
-  LoadBounded(a, Activation::kGeluTanh, r);
-  vmulps(r.high, a, sum);
-  vfmsub213ps(sum, a, r.high);
-  vfmadd213ps(r.low, a, sum);
+void ActivationEmitter::CubicExponent(Steps& steps) {
+  const auto term = &Registers::high, sum = &Registers::t0, added = &Registers::t1,
+             error = &Registers::ratio;
+  const auto step = [&](const Step& s) { steps.push_back(s); };
+  step([=](auto& r) { vaddps(r.*sum, r.*term, FloatConstant(kTanhLinear.high)); });
+  step([=](auto& r) { vsubps(r.*added, r.*sum, r.*term); });
+  step([=](auto& r) { vsubps(r.*error, r.*sum, r.*added); });
+  step([=](auto& r) { vsubps(r.*error, r.*term, r.*error); });
+  step([=](auto& r) { LoadConstant(r.*term, BitsOf(kTanhLinear.high)); });
+  step([=](auto& r) { vsubps(r.*term, r.*term, r.*added); });
+  step([=](auto& r) { vaddps(r.*error, r.*error, r.*term); });
+  step([=](auto& r) { vaddps(r.low, r.low, FloatConstant(kTanhLinear.low)); });
+  step([=](auto& r) { vaddps(r.low, r.low, r.*error); });
+  const auto a = &Registers::t1;
+  step([=](auto& r) { LoadBounded(r.*a, Activation::kGeluTanh, r); });
+  step([=](auto& r) { vmulps(r.high, r.*a, r.*sum); });
+  step([=](auto& r) { vfmsub213ps(r.*sum, r.*a, r.high); });
+  step([=](auto& r) { vfmadd213ps(r.low, r.*a, r.*sum); });
 }
 
-// z -> p in t0, r in t1, the fraction and the scale.
-void ActivationEmitter::Exp2Negative(const Registers& r) {
-  const Vec &n = r.t0, &rest = r.t1, &p = r.fraction;
-  Round(n, r.high);
-  vsubps(rest, n, r.high);
-  vsubps(rest, rest, r.low);
-  vcvtps2dq(n, n);
-  LoadConstant(r.scale, 127 + kScaleExponent);
-  vpsubd(r.scale, r.scale, n);
-  vpslld(r.scale, r.scale, 23);
-  LoadConstant(p, BitsOf(kExp2[5]));
-  for (int i = 4; i >= 0; --i) vfmadd213ps(p, rest, FloatConstant(kExp2[i]));
-  vmovaps(r.t0, p);
-  vmulps(r.fraction, p, rest);
-}
-
-// R(a) in t1.
-void ActivationEmitter::GeluRatio(const Registers& r) {
-  const Vec &from_centre = r.t0, &ratio = r.t1, &interval = r.low, &coefficient = r.high;
-  LoadBounded(from_centre, Activation::kGelu, r);
-  vaddps(interval, from_centre, FloatConstant(1.0F));
-  if (wide()) {
-    vpsrld(interval, interval, kTailShift);
-  } else {
-    // Three bits choose in each half of a table, the sign bit chooses the half.
-    vpsrld(coefficient, interval, kTailShift);
-    vpslld(interval, interval, 31 - (kTailShift + 3));
-    Or(interval, interval, coefficient);
+void ActivationEmitter::Exp2Negative(Steps& steps) {
+  const auto n = &Registers::t0, rest = &Registers::t1, p = &Registers::high,
+             scale = &Registers::low;
+  const auto step = [&](const Step& s) { steps.push_back(s); };
+  step([=](auto& r) { Round(r.*n, r.high); });
+  step([=](auto& r) { vsubps(r.*rest, r.*n, r.high); });
+  step([=](auto& r) { vsubps(r.*rest, r.*rest, r.low); });
+  step([=](auto& r) { vcvtps2dq(r.*n, r.*n); });
+  step([=](auto& r) { LoadConstant(r.*scale, 127 + kScaleExponent); });
+  step([=](auto& r) { vpsubd(r.*scale, r.*scale, r.*n); });
+  step([=](auto& r) { vpslld(r.*scale, r.*scale, 23); });
+  step([=](auto& r) { LoadConstant(r.*p, BitsOf(kExp2[5])); });
+  for (int i = 4; i >= 0; --i) {
+    step([=](auto& r) { vfmadd213ps(r.*p, r.*rest, FloatConstant(kExp2[i])); });
   }
-  Lookup(coefficient, interval, kTail[0], r.scratch);
-  vsubps(from_centre, from_centre, coefficient);
-  Lookup(ratio, interval, kTail[kTailRows - 1], r.scratch);
-  for (int i = kTailRows - 2; i >= 1; --i) {
-    Lookup(coefficient, interval, kTail[i], r.scratch);
-    vfmadd213ps(ratio, from_centre, coefficient);
-  }
+  step([=](auto& r) { vmovaps(r.t0, r.*p); });
+  step([=](auto& r) { vmulps(r.*p, r.*p, r.*rest); });
 }
 
-// a * S(a), scaled, in t0.
-void ActivationEmitter::GeluTail(const Registers& r) {
-  const Vec &tail = r.t0, &ratio = r.t1, &error = r.scratch;
-  LoadBounded(error, Activation::kGelu, r);
-  vmulps(tail, error, ratio);
-  vfmsub213ps(error, ratio, tail);
-  vfmadd213ps(error, r.fraction, error);
-  vfmadd213ps(r.fraction, tail, error);
-  vaddps(tail, tail, r.fraction);
-  vmulps(tail, tail, r.scale);
+ActivationEmitter::Steps ActivationEmitter::GeluTail() {
+  const auto tail = &Registers::t0, error = &Registers::t1, fraction = &Registers::high;
+  Steps steps;
+  const auto step = [&](const Step& s) { steps.push_back(s); };
+  step([=](auto& r) { LoadBounded(r.*error, Activation::kGelu, r); });
+  step([=](auto& r) { vmulps(r.*tail, r.*error, r.ratio); });
+  step([=](auto& r) { vfmsub213ps(r.*error, r.ratio, r.*tail); });
+  step([=](auto& r) { vfmadd213ps(r.*error, r.*fraction, r.*error); });
+  step([=](auto& r) { vfmadd213ps(r.*fraction, r.*tail, r.*error); });
+  step([=](auto& r) { vaddps(r.*tail, r.*tail, r.*fraction); });
+  step([=](auto& r) { vmulps(r.*tail, r.*tail, r.low); });
+  SubtractTail(steps);
+  return steps;
 }
 
-// The same, by p and r in t0 and t1.
-void ActivationEmitter::LogisticTail(Activation activation, const Registers& r) {
-  const Vec &power = r.fraction, &sum = r.scratch, &error = r.low;
-  vfmadd213ps(power, r.scale, r.scale);
-  vmulps(power, power, FloatConstant(kUnscale));
-  vaddps(sum, power, FloatConstant(1.0F));
-  vsubps(error, sum, FloatConstant(1.0F));
-  vsubps(error, power, error);
-  const Vec &p = r.t0, &a = r.high, &tail = r.t0;
-  vfmsub213ps(p, r.t1, error);
-  LoadBounded(a, activation, r);
-  vfmadd213ps(tail, a, a);
-  vdivps(tail, tail, sum);
-  vmulps(tail, tail, r.scale);
+ActivationEmitter::Steps ActivationEmitter::LogisticTail(Activation activation) {
+  const auto power = &Registers::high, scale = &Registers::low, sum = &Registers::ratio;
+  Steps steps;
+  const auto step = [&](const Step& s) { steps.push_back(s); };
+  step([=](auto& r) { vfmadd213ps(r.*power, r.*scale, r.*scale); });
+  step([=](auto& r) { vmovaps(ptr[r.spilled], r.*scale); });
+  step([=](auto& r) { vmulps(r.*power, r.*power, FloatConstant(kUnscale)); });
+  step([=](auto& r) { vaddps(r.*sum, r.*power, FloatConstant(1.0F)); });
+  const auto error = &Registers::low;
+  step([=](auto& r) { vsubps(r.*error, r.*sum, FloatConstant(1.0F)); });
+  step([=](auto& r) { vsubps(r.*error, r.*power, r.*error); });
+  const auto p = &Registers::t0, a = &Registers::high, tail = &Registers::t0;
+  step([=](auto& r) { vfmsub213ps(r.*p, r.t1, r.*error); });
+  step([=](auto& r) { LoadBounded(r.*a, activation, r); });
+  step([=](auto& r) { vfmadd213ps(r.*tail, r.*a, r.*a); });
+  step([=](auto& r) { vdivps(r.*tail, r.*tail, r.*sum); });
+  step([=](auto& r) { vmulps(r.*tail, r.*tail, ptr[r.spilled]); });
+  SubtractTail(steps);
+  return steps;
 }
 
-void ActivationEmitter::SubtractTail(const Registers& r) {
-  vmulps(r.t0, r.t0, FloatConstant(kUnscale));
-  Zero(r.t1);
-  vmaxps(r.x, r.t1, r.x);  // x second: NaN and -0 stay
-  vsubps(r.x, r.x, r.t0);
+// y, from a * S(a), scaled, in t0.
+void ActivationEmitter::SubtractTail(Steps& steps) {
+  const auto step = [&](const Step& s) { steps.push_back(s); };
+  step([this](auto& r) { vmulps(r.t0, r.t0, FloatConstant(kUnscale)); });
+  step([this](auto& r) { Zero(r.t1); });
+  step([this](auto& r) { vmaxps(r.t1, r.t1, ptr[r.x]); });  // x second: NaN and -0 stay
+  step([this](auto& r) { vsubps(r.t1, r.t1, r.t0); });
+  step([this](auto& r) { vmovaps(ptr[r.x], r.t1); });
 }
 
 }  // namespace qgemm
