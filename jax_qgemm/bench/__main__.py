@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 
 from jax_qgemm.bench import plot, report
-from jax_qgemm.bench.contestants import WEIGHTS, WrongResultError
+from jax_qgemm.bench.contestants import WEIGHTS, WEIGHTS_AS, WrongResultError
 from jax_qgemm.bench.libraries import PEERS, choose
 from jax_qgemm.bench.measure import measure
 from jax_qgemm.bench.results import Report
@@ -47,9 +47,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.plot and pathlib.Path(options.plot).suffix not in (".png", ".svg", ".pdf"):
         sys.exit(f"--plot: expected a path that ends in .png, .svg or .pdf, got {options.plot}")
     length = options.layers, options.seconds, options.repeats
+    weights = options.weights, options.weights_as
     with config.limit_isa(options.isa):
         try:
-            found = measure(options.shapes, libraries, *length, notes, options.weights)
+            found = measure(options.shapes, libraries, *length, notes, *weights)
         except WrongResultError as error:
             sys.exit(f"not timed: {error}")
     if not found.results:
@@ -93,6 +94,13 @@ def _parser() -> argparse.ArgumentParser:
         choices=WEIGHTS,
         default="int8",
         help="how the weights are stored (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--weights-as",
+        choices=WEIGHTS_AS,
+        default=WEIGHTS_AS[0],
+        help="of the jitted programs: constants, as of ONNX Runtime's, or arguments of each call, "
+        "which takes JAX longer (default: %(default)s)",
     )
     parser.add_argument(
         "--isa",

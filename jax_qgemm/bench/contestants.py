@@ -64,6 +64,9 @@ class Contestant:
 # How weights are stored, and the arithmetic that products with them are measured by.
 WEIGHTS = {"int8": "int8", "int4": "int8", "fp16": "f32", "bf16": "bf16"}
 
+# What they are of programs in JAX.
+WEIGHTS_AS = ("constants", "arguments")
+
 _DYNAMIC = dict(element_bytes=(4, 1, 4), tolerance=0.25)
 _STATIC = dict(element_bytes=(1, 1, 1), tolerance=0.2, static=True)
 # 4 bits, and 16 for the scale of 32 of them.

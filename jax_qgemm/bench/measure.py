@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from jax_qgemm.bench import machine
-from jax_qgemm.bench.contestants import WEIGHTS, WrongResultError, contest
+from jax_qgemm.bench.contestants import WEIGHTS, WEIGHTS_AS, WrongResultError, contest
 from jax_qgemm.bench.libraries import Library
 from jax_qgemm.bench.process import Process, WorkerError
 from jax_qgemm.bench.results import Report, Result, environment
@@ -26,6 +26,7 @@ def measure(
     rounds: int | None = None,
     notes: Iterable[str] = (),
     weights: str = "int8",
+    weights_as: str = WEIGHTS_AS[0],
 ) -> Report:
     """Check and time all contestants of the libraries on up to `layers` layers of each shape.
 
@@ -34,11 +35,12 @@ def measure(
     Args:
       notes: what the report is to say besides on contestants not timed.
       weights: whose contest it is, of `WEIGHTS`.
+      weights_as: what they are of programs in JAX, of `WEIGHTS_AS`.
 
     Raises:
       WrongResultError: this library does not compute the product.
     """
-    with Team(libraries, notes, weights) as team:
+    with Team(libraries, notes, weights, weights_as) as team:
         found = environment(team.versions)
         bandwidth = machine.Bandwidth()
         results: list[Result] = []
@@ -47,7 +49,8 @@ def measure(
             print(f"[{i}/{len(shapes)}] {shape}", file=sys.stderr, flush=True)
             results += team.measure(shape, layers, seconds, rounds)
             rates.append(bandwidth.measure())
-    return Report(tuple(results), found, max(rates), len(shapes), tuple(team.notes), weights)
+    asked, noted = len(shapes), tuple(team.notes)
+    return Report(tuple(results), found, max(rates), asked, noted, weights, weights_as)
 
 
 class Team:
@@ -59,18 +62,24 @@ class Team:
     """
 
     def __init__(
-        self, libraries: Sequence[Library], notes: Iterable[str] = (), weights: str = "int8"
+        self,
+        libraries: Sequence[Library],
+        notes: Iterable[str] = (),
+        weights: str = "int8",
+        weights_as: str = WEIGHTS_AS[0],
     ):
         self.notes = list(notes)
         self.versions: list[str] = []
-        self._weights = weights
+        self._weights, self._weights_as = weights, weights_as
         self._libraries = {library.name: library for library in libraries}
         self._workers: dict[str, Process] = {}
 
     def __enter__(self) -> Team:
         try:
             for library in self._libraries.values():  # all import at the same time
-                self._workers[library.name] = Process(library.module, config.max_isa)
+                self._workers[library.name] = Process(
+                    library.module, config.max_isa, self._weights_as
+                )
             for name in self._libraries:
                 version = self._ask(name, Process.wait_until_ready)
                 if version and version not in self.versions:

@@ -17,6 +17,7 @@ import tempfile
 import threading
 from typing import Any
 
+from jax_qgemm.bench.contestants import WEIGHTS_AS
 from jax_qgemm.bench.shapes import Shape
 
 _START, _PREPARE, _TURN = 120.0, 600.0, 120.0  # seconds until a worker counts as hung
@@ -33,15 +34,20 @@ class WorkerError(RuntimeError):
 class Process:
     """The worker of one library; `close` it in the end."""
 
-    def __init__(self, module: str, isa: str):
-        """Start it: `wait_until_ready` comes next. `isa`: the highest that kernels may use."""
+    def __init__(self, module: str, isa: str, weights_as: str = WEIGHTS_AS[0]):
+        """Start it: `wait_until_ready` comes next.
+
+        Args:
+          isa: the highest that kernels may use.
+          weights_as: of programs in JAX, see `Jitted`.
+        """
         self._log = tempfile.TemporaryFile(  # noqa: SIM115, closed by `close`
             "w+", encoding="utf-8", errors="replace"
         )
         # With the same package as here, which a checkout in the folder may hide.
         flags = ["-P"] if sys.flags.safe_path else []
         self._process = subprocess.Popen(
-            [sys.executable, *flags, "-m", "jax_qgemm.bench.worker", module, isa],
+            [sys.executable, *flags, "-m", "jax_qgemm.bench.worker", module, isa, weights_as],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

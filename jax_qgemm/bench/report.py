@@ -21,6 +21,10 @@ groups, by ONNX Runtime too (accuracy_level 4), or kept as they are.""",
     "fp16": "Activations and sums are f32.",
     "bf16": "Activations and results are bf16, too, but for XLA's f32; sums are f32.",
 }
+_OF_PROGRAMS = {
+    "constants": "Weights are constants of JAX's programs, which XLA widens when it compiles.",
+    "arguments": "Weights are arguments of JAX's programs.",
+}
 _PEER_NOTES = """\
 Peers do what the function of this library does that they are compared with. Each library runs in
 a process of its own, with as many threads and else with its defaults, and is stopped while others
@@ -89,7 +93,7 @@ def conclusion(report: Report) -> str:
 def text(report: Report) -> str:
     """The whole that the command prints."""
     peers = any(not (r.contestant.own or r.contestant.library == "xla") for r in report.results)
-    notes = _NOTES + _OF_WEIGHTS[report.weights]
+    notes = f"{_NOTES}{_OF_WEIGHTS[report.weights]}\n{_OF_PROGRAMS[report.weights_as]}"
     if peers:
         notes += f"\n\n{_PEER_NOTES}"
     return "\n\n".join((head(report), table(report), notes, conclusion(report)))

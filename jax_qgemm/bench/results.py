@@ -13,7 +13,7 @@ import jaxlib
 import numpy as np
 
 from jax_qgemm import native
-from jax_qgemm.bench.contestants import Contestant, contest
+from jax_qgemm.bench.contestants import WEIGHTS_AS, Contestant, contest
 from jax_qgemm.bench.machine import threads
 from jax_qgemm.bench.shapes import Shape
 from jax_qgemm.bench.timing import Timing
@@ -77,6 +77,7 @@ class Report:
       asked: how many shapes were to be timed; at some there may be no result.
       notes: on contestants that were not timed.
       weights: whose contest it was.
+      weights_as: what they were of programs in JAX.
     """
 
     results: tuple[Result, ...]
@@ -85,6 +86,7 @@ class Report:
     asked: int
     notes: tuple[str, ...] = ()
     weights: str = "int8"
+    weights_as: str = WEIGHTS_AS[0]
 
     @property
     def peaks(self) -> tuple[float, ...]:
@@ -137,6 +139,7 @@ class Report:
         return {
             "environment": self.environment,
             "weights": self.weights,
+            "weights_as": self.weights_as,
             "peaks_gops": list(self.peaks),
             "bandwidth_gb_per_s": self.bandwidth,
             "unsteady": self.unsteady,

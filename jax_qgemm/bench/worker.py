@@ -1,6 +1,6 @@
 """The process of one library: prepares its programs and runs them when it is told to.
 
-    python -m jax_qgemm.bench.worker MODULE ISA
+    python -m jax_qgemm.bench.worker MODULE ISA WEIGHTS_AS
 
 Requests come as lines of JSON on stdin, each gets a line on stdout; `process.py` is the other end.
 What libraries print goes to stderr.
@@ -23,6 +23,7 @@ from jax_qgemm.bench.contestants import (
     contest,
 )
 from jax_qgemm.bench.layers import make_layers
+from jax_qgemm.bench.libraries.jitted import Jitted
 from jax_qgemm.bench.shapes import Shape
 from jax_qgemm.bench.timing import time_calls
 from jax_qgemm.config import config
@@ -78,11 +79,12 @@ def _die_with_parent() -> None:
 
 
 def main() -> None:
-    module, isa = sys.argv[1:]
+    module, isa, weights_as = sys.argv[1:]
     _die_with_parent()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     config.max_isa = isa
+    Jitted.weights_as = weights_as
     loaded = importlib.import_module(module)
     print(json.dumps({"answer": getattr(loaded, "VERSION", "")}), file=answers, flush=True)
     serve(Worker(loaded), sys.stdin, answers)

@@ -7,7 +7,7 @@ import pytest
 
 import jax_qgemm as jq
 from jax_qgemm.bench import __main__ as bench
-from jax_qgemm.bench.contestants import WEIGHTS, contest
+from jax_qgemm.bench.contestants import WEIGHTS, WEIGHTS_AS, contest
 from jax_qgemm.bench.libraries import Library
 
 TIMED = [c for c in contest("int8") if c.library in ("own", "xla")]
@@ -65,6 +65,23 @@ def test_every_kind_of_weights(weights, tmp_path, capsys, quick_machine):
     for result, contestant in zip(found["results"], timed, strict=True):
         measured = contestant.arithmetic == WEIGHTS[weights]
         assert (result["part_of_peak"] is not None) == measured
+
+
+@pytest.mark.parametrize("weights_as", WEIGHTS_AS)
+def test_weights_as(weights_as, tmp_path, capsys, quick_machine, library, fake_libraries):
+    code = """
+    from jax_qgemm.bench.libraries.jitted import Jitted
+    VERSION = f"of {Jitted.weights_as}"
+    PROGRAMS = {"dot_fp16": Program}
+    """
+    fake_libraries(own=library("good", code))
+    path = tmp_path / "out.json"
+    options = ["--shapes", "3x20x70", "--repeats", "1", "--weights", "fp16"]
+    bench.main([*options, "--weights-as", weights_as, "--json", str(path)])
+    assert f"Weights are {weights_as} of JAX's programs" in capsys.readouterr().out
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found["weights_as"] == weights_as
+    assert f"of {weights_as}" in found["environment"]["versions"]
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_qgemm.bench.contestants import CONTESTANTS, WrongResultError, check
+from jax_qgemm.bench.contestants import CONTESTANTS, WEIGHTS_AS, WrongResultError, check
 from jax_qgemm.bench.layers import make_layers
 from jax_qgemm.bench.libraries import LIBRARIES, own, xla
 from jax_qgemm.bench.libraries.jitted import Jitted
@@ -51,13 +51,16 @@ def test_results_stay_far_below_their_tolerance(name):
         check(contestant, layers, wrong)
 
 
-def test_a_program_keeps_all_its_layers_and_reuses_its_results():
+@pytest.mark.parametrize("weights_as", WEIGHTS_AS)
+def test_a_program_keeps_all_its_layers_and_reuses_its_results(weights_as, monkeypatch):
+    monkeypatch.setattr(Jitted, "weights_as", weights_as)
     layers = make_layers(TINY, 3)
     program = Jitted([(jnp.dot, (layer.x, layer.w)) for layer in layers])
     before = program.results
     program()
     assert all(old.is_deleted() for old in before)
-    assert len({float(result[0, 0]) for result in program.results}) == 3
+    for layer, result in zip(layers, program.results, strict=True):
+        np.testing.assert_allclose(result, layer.product, rtol=0, atol=1e-5)
 
 
 def test_layers_are_the_same_in_every_process():
