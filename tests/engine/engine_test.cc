@@ -56,6 +56,7 @@ bool NamesDiffer() {
   vary([](TileKey& key, int v) { key.streams = v; }, {0, 1});
   vary([](TileKey& key, int v) { key.from_sums = v; }, {0, 1});
   vary([](TileKey& key, int v) { key.f32_panel = v; }, {0, 1});
+  vary([](TileKey& key, int v) { key.short_k = v; }, {0, 1});
   vary([](TileKey& key, int v) { key.ends = v >= 0, key.first_row = std::max(v, 0); }, {-1, 0, 5});
   vary([](TileKey& key, int v) { key.w = WType(v); }, {0, 1, 2, 3, 4, 5});
   const auto none = [](const TileKey& key) { return !IsBlocks(key.w); };

@@ -64,14 +64,12 @@ std::int64_t ThreadsFor(const PlanKey& key, double cycles, double cycles_each) {
 // Cuts the last item, of one panel, into so many, each of whole tiles.
 void CutLastItem(Plan& plan, std::int64_t parts) {
   const WorkItem item = plan.items.back();
-  const std::int64_t tile_rows = plan.family->max_rows;
-  const EvenSplit tiles{CeilDiv(item.rows, tile_rows),
-                        std::min(parts, CeilDiv(item.rows, tile_rows))};
+  const EvenSplit tiles = plan.Tiles(item.rows);
+  const EvenSplit cut{tiles.parts, std::min(parts, tiles.parts)};
   plan.items.pop_back();
-  for (std::int64_t i = 0; i < tiles.parts; ++i) {
-    const std::int64_t begin = tiles.Begin(i) * tile_rows;
-    const std::int64_t rows = std::min(tiles.Size(i) * tile_rows, item.rows - begin);
-    plan.items.push_back({item.batch, item.first_row + begin, rows, item.first_panel, 1});
+  for (std::int64_t i = 0; i < cut.parts; ++i) {
+    const std::int64_t begin = tiles.Begin(cut.Begin(i)), end = tiles.Begin(cut.Begin(i + 1));
+    plan.items.push_back({item.batch, item.first_row + begin, end - begin, item.first_panel, 1});
   }
 }
 
