@@ -60,7 +60,7 @@ class ActivationEmitter : public VectorEmitter {
   // ports. A tile of 6x64 on Zen 4 takes 910 cycles for gelu, 1000 for gelu_tanh, 640 for silu
   // (with all values at the same step, and half of the registers for each, 1000, 1150 and 650).
   static constexpr int kSkew = 3;
-  // Few, so that they are many.
+  // Of one value: the fewer, the more values at once.
   int RegistersOf(Activation activation) const {
     return activation == Activation::kGelu && wide() ? 8 : 5;
   }
