@@ -44,7 +44,7 @@ class ActivationEmitter : public VectorEmitter {
   // ratio of gelu is worked out before the rest, in the same registers, or in others beside it.
   struct Registers {
     Vec t0, t1, high, low, ratio;
-    Vec from_centre, scratch, coefficient, interval;
+    Vec from_centre, coefficient, interval;
     RegExp x, spilled;
 
     void SetRatio(const Vec& v0, const Vec& v1, const Vec& v2) {

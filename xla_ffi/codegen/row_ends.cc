@@ -47,9 +47,7 @@ void TileEmitter::EndRow(int row) {
   for (int vector = 0; vector < vectors(); ++vector) {
     const Vec y = Accumulator(row, vector);
     Scale(row, vector, RowScales(vector), temporary);
-    if (e.residual != ResidualType::kNone) {
-      AddResidual(y, reg_residual + vector * lanes() * int(SizeOf(e.residual)), temporary);
-    }
+    if (e.residual != ResidualType::kNone) AddResidual(row, vector, temporary);
     if (!IsQuantized(e.out)) {
       if (e.activation == Activation::kRelu) vmaxps(y, RowBound(), y);  // NaN and -0 stay
       StoreFloat(reg_out + vector * lanes() * int(SizeOf(e.out)), y, temporary, temporary);

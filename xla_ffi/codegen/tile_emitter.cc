@@ -259,8 +259,6 @@ void TileEmitter::Scale(int row, int vector, const Vec& scales, const Vec& scala
 }
 
 void TileEmitter::AddResidual() {
-  const ResidualType type = key_.epilogue.residual;
-  const Vec value = Temporary(0);
   mov(reg_residual, ptr[reg_args + QGEMM_ARG(residual)]);
   if (key_.first_row > 0) {
     const Xbyak::Reg64& offset = reg_inverses;
@@ -270,15 +268,14 @@ void TileEmitter::AddResidual() {
   }
   for (int row = 0; row < rows(); ++row) {
     if (row > 0) add(reg_residual, ptr[reg_args + QGEMM_ARG(residual_stride)]);
-    for (int vector = 0; vector < vectors_; ++vector) {
-      const Vec y = Accumulator(row, vector);
-      AddResidual(y, reg_residual + vector * lanes() * int(SizeOf(type)), value);
-    }
+    for (int vector = 0; vector < vectors_; ++vector) AddResidual(row, vector, Temporary(0));
   }
 }
 
-void TileEmitter::AddResidual(const Vec& y, const RegExp& from, const Vec& temporary) {
+void TileEmitter::AddResidual(int row, int vector, const Vec& temporary) {
   const ResidualType type = key_.epilogue.residual;
+  const Vec y = Accumulator(row, vector);
+  const RegExp from = reg_residual + vector * lanes() * int(SizeOf(type));
   if (type == ResidualType::kF32) {
     vaddps(y, y, ptr[from]);
     return;
@@ -336,8 +333,7 @@ void TileEmitter::StoreRow(int row) {
   const OutType out = key_.epilogue.out;
   if (IsQuantized(out)) {
     // Four vectors become one.
-    const bool relu = key_.epilogue.activation == Activation::kRelu;
-    const QuantizedStore store{Temporary(0), Temporary(1), Temporary(2), relu, out == OutType::kS8};
+    const QuantizedStore store = StoreWith(Temporary(0), Temporary(1), Temporary(2));
     if (row == 0) LoadQuantizedStore(store, reg_args + QGEMM_ARG(out_zero));
     for (int first = 0; first < vectors_; first += 4) {
       const int count = std::min(4, vectors_ - first);

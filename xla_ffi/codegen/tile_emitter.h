@@ -104,8 +104,12 @@ class TileEmitter : public ActivationEmitter {
   // Of one vector of sums.
   void LoadScales(int vector, const Vec& scales, const Vec& scalar);
   void Scale(int row, int vector, const Vec& scales, const Vec& scalar);
-  void AddResidual(const Vec& y, const RegExp& from, const Vec& temporary);
+  void AddResidual(int row, int vector, const Vec& temporary);  // the row at reg_residual
   void ConvertBounded(const Vec& y, const Vec& most, const Vec& temporary);
+  QuantizedStore StoreWith(const Vec& order, const Vec& zero_point, const Vec& temporary) const {
+    return {order, zero_point, temporary, key_.epilogue.activation == Activation::kRelu,
+            key_.epilogue.out == OutType::kS8};
+  }
   void StoreFloat(const RegExp& to, const Vec& y, const Vec& t0, const Vec& t1);
 
   void EndByRows();
@@ -114,10 +118,7 @@ class TileEmitter : public ActivationEmitter {
   Vec RowScales(int vector) const { return V(24 + vector); }
   Vec RowTemporary() const { return V(28); }
   Vec RowBound() const { return V(31); }  // the most before conversion; of floats the least, 0
-  QuantizedStore RowStore() const {
-    return {V(29), V(30), RowTemporary(), key_.epilogue.activation == Activation::kRelu,
-            key_.epilogue.out == OutType::kS8};
-  }
+  QuantizedStore RowStore() const { return StoreWith(V(29), V(30), RowTemporary()); }
 
   const TileKey key_;
   const int vectors_;

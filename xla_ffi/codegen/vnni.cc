@@ -70,7 +70,7 @@ class VnniTileEmitter : public TileEmitter {
   }
 
   void LastQuads(int row) override {
-    const Vec broadcast = V(28);
+    const Vec broadcast = Broadcast(0);
     for (int quad = 0; quad < kUnroll; ++quad) {
       vpbroadcastd(broadcast, dword[Row(reg_a, reg_a3, row, quad * kQuadBytes)]);
       for (int vector = 0; vector < vectors(); ++vector) {

@@ -35,11 +35,11 @@ struct TileKey {
   // TileArgs::out, of b and all that belongs to it (and `partial`, two rows of scratch), is a
   // kernel of no rows and all columns.
   bool f32_panel = false;
+  bool short_k = false;  // K may have fewer than four quads
   // Of a larger tile these rows from the first one on: what comes after the products of other
   // registers, so that nothing is fetched ahead.
   bool ends = false;
   int first_row = 0;
-  bool short_k = false;  // K may have fewer than four quads
 
   // Narrow tiles take turns in a panel, and the later ones find theirs in the cache: lest memory
   // rests meanwhile, each fetches its part of the next panel.

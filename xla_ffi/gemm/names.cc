@@ -148,7 +148,7 @@ std::string Name(const Epilogue& epilogue) {
 
 std::string Name(const TileKey& key) {
   const auto& [rows, columns, panel_columns, part, streams, epilogue, from_sums, w, blocks,
-               f32_panel, ends, first_row, short_k] = key;
+               f32_panel, short_k, ends, first_row] = key;
   std::string name = rows > 0 ? "tile_" + std::to_string(rows) + "x" : "panel_";
   name += std::to_string(columns);
   if (panel_columns != kPanelColumns) name += "_panel" + std::to_string(panel_columns);

@@ -75,11 +75,11 @@ void CutLastItem(Plan& plan, std::int64_t parts) {
 
 // Adds all rows in blocks by all panels in groups, the first of them of `fresh` panels or more. The
 // items of a block follow each other, so that one participant tends to stay in a block and prepares
-// its rows of x once. Of `threads` each begins with as many blocks, and the last item that it finds
-// there is cut into `parts`: who waits at the end waits for one of them (median of 1024x1024x1024
+// its rows of x once. Threads begin with `blocks_each`, and the last item that each finds there is
+// cut into `parts`: who waits at the end waits for one of them (median of 1024x1024x1024
 // on two cores 0.4 % less).
 void AddItems(Plan& plan, const EvenSplit& rows, std::int64_t groups, std::int64_t fresh,
-              std::int64_t threads, std::int64_t parts) {
+              std::int64_t blocks_each, std::int64_t parts) {
   const std::int64_t all = plan.layout.Panels();
   const std::int64_t first = std::min(all, std::max(fresh, CeilDiv(all, groups)));
   const EvenSplit others{all - first, std::min(groups - 1, all - first)};
@@ -89,10 +89,8 @@ void AddItems(Plan& plan, const EvenSplit& rows, std::int64_t groups, std::int64
     for (std::int64_t g = 0; g < others.parts; ++g) {
       plan.items.push_back({0, row, count, first + others.Begin(g), others.Size(g)});
     }
-    const bool last = (block + 1) % (rows.parts / threads) == 0;
-    if (parts > 1 && last && others.parts > 0 && plan.items.back().panels == 1) {
-      CutLastItem(plan, parts);
-    }
+    const bool last = (block + 1) % blocks_each == 0 && others.parts > 0;
+    if (last && plan.items.back().panels == 1) CutLastItem(plan, parts);
   }
 }
 
@@ -103,7 +101,7 @@ void SplitProduct(Plan& plan, double cycles, std::int64_t threads) {
   const GemmShape& shape = plan.key.shape;
   const std::int64_t tile_rows = plan.family->max_rows;
   std::int64_t row_blocks = CeilDiv(shape.m, plan.rows_in_cache);
-  std::int64_t fresh = 0, parts = 1;
+  std::int64_t fresh = 0, parts = 1, blocks_each = 1;
   double cycles_per_item = kCyclesToWake;
   // AMX multiplies so fast that the weights, if each thread read all, would be late.
   const bool quantizes = IsFloat(plan.key.spec.x) && !IsAsItIs(plan.family->a_format);
@@ -115,7 +113,8 @@ void SplitProduct(Plan& plan, double cycles, std::int64_t threads) {
     cycles_per_item /= 4;  // who waits at the end waits for one item
     if (threads > 1 && !plan.PreparesPanels()) {
       const double of_panel = cycles / double(row_blocks * plan.layout.Panels());
-      parts = std::int64_t(of_panel / cycles_per_item);
+      parts = std::max<std::int64_t>(1, std::int64_t(of_panel / cycles_per_item));
+      blocks_each = row_blocks / threads;
     }
   }
   std::int64_t panel_groups = 1;
@@ -125,8 +124,8 @@ void SplitProduct(Plan& plan, double cycles, std::int64_t threads) {
     // As many for each thread, if there are enough.
     if (panel_groups > threads) panel_groups -= panel_groups % threads;
   }
-  AddItems(plan, {shape.m, row_blocks}, std::max<std::int64_t>(1, panel_groups), fresh,
-           parts > 1 ? threads : 1, parts);
+  AddItems(plan, {shape.m, row_blocks}, std::max<std::int64_t>(1, panel_groups), fresh, blocks_each,
+           parts);
 }
 
 // Whole products are the items of a large batch; the products of a small one are split.
@@ -181,8 +180,6 @@ std::vector<TileStep> MakeSteps(const Plan& plan, int rows, int width) {
                         plan.layout.w,
                         plan.layout.blocks,
                         plan.key.f32_panels,
-                        false,
-                        0,
                         plan.layout.PaddedK() < 4 * kQuad};
       step.keys[int(part)] = key;
       step.kernels[int(part)] = family.tile(key);

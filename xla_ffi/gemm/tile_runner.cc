@@ -103,13 +103,11 @@ void TileRunner::RunTiles(const WorkItem& item, const Tiles& tiles, std::int64_t
   const int first_part = int(PartOf(begin));
   const std::int64_t k_block = plan_.k_block;
   const bool ends = plan_.is_parts || end == plan_.k_blocks;  // there is a result
-  if (count == 1 && one_block && !fills && !defers_) {
-    const PanelAtHand& panel = workspace_.panels[0];
-    if (panel.staged == nullptr && panel.steps->size() == 1) {
-      RunDown(tiles, first_part, begin * k_block, fetches);
-      if (end_row < item.rows) tiles.down.Apply(workspace_.panels[0].args[0]);
-      return;
-    }
+  const PanelAtHand& first = workspace_.panels[0];
+  const bool plain = first.staged == nullptr && first.steps->size() == 1;
+  if (plain && count == 1 && one_block && !fills && !defers_) {
+    RunDown(item, tiles, first_part, begin * k_block, fetches);
+    return;
   }
   for (std::int64_t row = tiles.row; row < end_row; row += rows) {
     if (fills) {
@@ -147,19 +145,21 @@ void TileRunner::RunTiles(const WorkItem& item, const Tiles& tiles, std::int64_t
   fetched_ = fetches.at;
 }
 
-void TileRunner::RunDown(const Tiles& tiles, int part, std::int64_t first_k, Fetches fetches) {
+void TileRunner::RunDown(const WorkItem& item, const Tiles& tiles, int part, std::int64_t first_k,
+                         Fetches fetches) {
   PanelAtHand& panel = workspace_.panels[0];
   const TileStep& step = panel.steps->front();
   const TileFn kernel = step.kernels[part];
   TileArgs* const args = panel.args;
   args->key = &step.keys[part];
-  for (std::int64_t left = tiles.count;;) {
+  std::int64_t below = item.rows - tiles.row;
+  for (std::int64_t left = tiles.count; left > 0; --left) {
     args->next = fetches.Next(first_k);
     kernel(args);
     fetches.at += fetches.of_call;
     fetches.begin += fetches.of_tile;
-    if (--left == 0) break;
-    tiles.down.Apply(*args);
+    below -= tiles.rows;
+    if (below > 0) tiles.down.Apply(*args);
   }
   fetched_ = fetches.at;
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,17 +35,16 @@ class Jitted:
         operands = jax.tree.map(jnp.asarray, [operands for _, operands in layers])
         xs, weights = [x for x, *_ in operands], [w for _, *w in operands]
 
-        def run(xs, weights):
+        def run(results, xs, weights):
+            del results
             return [call(x, *w) for call, x, w in zip(calls, xs, weights, strict=True)]
 
         if self.weights_as == "constants":
-            self._operands = (xs,)
-            program = lambda results, xs: run(xs, weights)  # noqa: E731
+            run, self._operands = functools.partial(run, weights=weights), (xs,)
         else:
             self._operands = xs, weights
-            program = lambda results, xs, weights: run(xs, weights)  # noqa: E731
-        self._run = jax.jit(program, donate_argnums=0, keep_unused=True)
-        shapes = jax.eval_shape(run, xs, weights)
+        self._run = jax.jit(run, donate_argnums=0, keep_unused=True)
+        shapes = jax.eval_shape(run, None, *self._operands)
         self.results: list[jax.Array] = [jnp.zeros(s.shape, s.dtype) for s in shapes]
         self()
 
