@@ -122,6 +122,9 @@ NB_MODULE(_native, m) {
         "Numbers of generated kernels and plans, and what they cost.");
   m.def("set_verbose", &qgemm::SetVerbose, nb::arg("on"), nb::arg("version"),
         "Whether each call prints a line on stderr; the version is for the first of them.");
+  m.def("set_add_times", &qgemm::SetAddTimes, nb::arg("on"),
+        "Whether the times of calls are added up from now on.");
+  m.def("seconds_in_calls", &qgemm::SecondsInCalls, "Of all calls whose times were added up.");
   m.def("start_perf_map", &qgemm::StartPerfMap, "Lists kernels in /tmp/perf-PID.map from now on.");
   m.def("start_dump", &qgemm::StartDump, nb::arg("folder"),
         "Writes kernels into a folder from now on.");

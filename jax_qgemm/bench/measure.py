@@ -100,8 +100,10 @@ class Team:
         count = shape.layers(layers)
         errors = self._prepare(shape, count)
         racing = {c.name: c for c in contest(self._weights) if c.name in errors}
+        native: dict[str, list[float]] = {name: [] for name in racing}
         turns = {
-            c.name: functools.partial(self._turn, c.library, c.name, shape) for c in racing.values()
+            name: functools.partial(self._turn, c.library, name, shape, native[name])
+            for name, c in racing.items()
         }
         peaks: list[float | None] = []
         arithmetic = WEIGHTS[self._weights]
@@ -110,7 +112,16 @@ class Team:
         )
         peak = statistics.median(known) if (known := list(filter(None, peaks))) else None
         return [
-            Result(shape, count, c, Timing.of(samples[name], count), errors[name], peak, arithmetic)
+            Result(
+                shape,
+                count,
+                c,
+                Timing.of(samples[name], count),
+                errors[name],
+                peak,
+                arithmetic,
+                Timing.of(native[name], count) if native[name] else None,
+            )
             for name, c in racing.items()
             if c.library in self._workers
         ]
@@ -129,8 +140,12 @@ class Team:
                     self.notes.append(f"{answer.get('wrong') or answer['fault']}, at {shape}")
         return errors
 
-    def _turn(self, library: str, contestant: str, shape: Shape) -> list[float]:
-        return self._ask(library, Process.turn, contestant, at=shape) or []
+    def _turn(
+        self, library: str, contestant: str, shape: Shape, native: list[float]
+    ) -> list[float]:
+        answer = self._ask(library, Process.turn, contestant, at=shape) or {}
+        native += answer.get("native", [])
+        return answer.get("program", [])
 
     def _ask(self, library: str, request: Callable, *arguments, at: Shape | None = None) -> Any:
         """What the worker answers; None once it has failed."""

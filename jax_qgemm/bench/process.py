@@ -86,7 +86,7 @@ class Process:
         """`Worker.prepare`."""
         return self._ask(timeout, do="prepare", shape=shape, layers=layers, weights=weights)
 
-    def turn(self, contestant: str, timeout: float = _TURN) -> list[float]:
+    def turn(self, contestant: str, timeout: float = _TURN) -> dict[str, list[float]]:
         """`Worker.turn`."""
         return self._ask(timeout, do="turn", contestant=contestant)
 

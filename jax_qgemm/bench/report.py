@@ -9,8 +9,9 @@ _HEAD = ("M×N×K", "", "µs", "best", "spread", "GOPS", "peak", "GB/s")
 _NOTES = """\
 µs: median per layer of one program; best: the fastest call; spread: 10th to 90th percentile over
 the median; peak: part of the peak, the median of a loop on registers that takes turns with
-the programs; GB/s: weights read, for few rows; then how many times faster than each other and than
-the best of them. """
+the programs, in brackets that of the native calls alone, without what JAX takes to make them;
+GB/s: weights read, for few rows; then how many times faster than each other and than the best of
+them. """
 _OF_WEIGHTS = {
     "int8": """\
 dot quantizes f32 activations on the fly. quantized_linear and XLA's int8 have
@@ -112,7 +113,7 @@ def _columns(report: Report) -> dict[str, list[str]]:
 def _row(
     report: Report, result: Result, columns: dict[str, list[str]], first: bool
 ) -> tuple[str, ...]:
-    peak, rate, timing = result.part_of_peak, result.weight_rate, result.timing
+    rate, timing = result.weight_rate, result.timing
     speedups = report.speedups(result)
     ratios = [
         next((f"{speedups[name]:.2f}×" for name in names if name in speedups), "")
@@ -125,11 +126,19 @@ def _row(
         _short(timing.best * 1e6),
         f"{timing.spread:.0%}",
         _short(result.gops),
-        "" if peak is None else f"{peak:.0%}",
+        _parts_of_peak(result),
         "" if rate is None else _short(rate),
         *ratios,
         f"{min(speedups.values()):.2f}×" if speedups else "",
     )
+
+
+def _parts_of_peak(result: Result) -> str:
+    """Of the program, in brackets of the native calls."""
+    whole, native = result.part_of_peak, result.native_part_of_peak
+    if whole is None:
+        return ""
+    return f"{whole:.0%}" if native is None else f"{whole:.0%} ({native:.0%})"
 
 
 def _gain(ratios: list[float]) -> str:

@@ -33,6 +33,7 @@ class Result:
       peak: GOPS of the machine's peak, the median of samples taken between the turns at this
         shape; None where it is not known.
       peak_of: the arithmetic whose peak that is.
+      native: what of `timing` are this library's native calls; the rest is JAX's to make them.
     """
 
     shape: Shape
@@ -42,6 +43,7 @@ class Result:
     error: float
     peak: float | None
     peak_of: str = "int8"
+    native: Timing | None = None
 
     @property
     def gops(self) -> float:
@@ -64,8 +66,17 @@ class Result:
     @property
     def part_of_peak(self) -> float | None:
         """The part of the peak that a contestant with its arithmetic reaches."""
-        alike = self.contestant.arithmetic == self.peak_of
-        return self.gops / self.peak if self.peak and alike else None
+        return self._part_of_peak(self.timing)
+
+    @property
+    def native_part_of_peak(self) -> float | None:
+        """That of the native calls alone."""
+        return self._part_of_peak(self.native) if self.native else None
+
+    def _part_of_peak(self, timing: Timing) -> float | None:
+        if not self.peak or self.contestant.arithmetic != self.peak_of:
+            return None
+        return self.shape.operations / timing.median / 1e9 / self.peak
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +167,8 @@ class Report:
                     "gops": result.gops,
                     "ops_per_byte": result.intensity,
                     "part_of_peak": result.part_of_peak,
+                    "native_median_us": result.native.median * 1e6 if result.native else None,
+                    "native_part_of_peak": result.native_part_of_peak,
                     "weight_gb_per_s": result.weight_rate,
                     "speedup_over": self.speedups(result),
                     "error": result.error,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from jax_qgemm import native
+
 _WARM_UP = 10e-3  # seconds that a program runs before its calls count
 _TURN = 20e-3  # seconds that they count before the next program has its turn
+_NATIVE = 10e-3  # seconds of the same turn in which its native calls are timed
 _MIN_ROUNDS = 5
 
 
@@ -69,6 +73,24 @@ def time_calls(program: Callable[[], object]) -> list[float]:
     """
     _call_for(_WARM_UP, program)
     return _call_for(_TURN, program)
+
+
+def time_native_calls(program: Callable[[], object]) -> list[float]:
+    """Seconds of some calls of a warm program that pass within this library's native calls.
+
+    What is left of a call's time is what JAX takes to make them. Not measured together with that,
+    for a look at the clock at each of them costs time. Empty for a program that makes none.
+    """
+    if native.extension is None:
+        return []
+    spent = native.extension.seconds_in_calls
+    native.extension.set_add_times(True)
+    try:
+        totals = [spent()]
+        _call_for(_NATIVE, lambda: program() or totals.append(spent()))
+    finally:
+        native.extension.set_add_times(False)
+    return [after - before for before, after in itertools.pairwise(totals) if after > before]
 
 
 def _call_for(seconds: float, program: Callable[[], object]) -> list[float]:

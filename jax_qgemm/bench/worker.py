@@ -17,6 +17,7 @@ import sys
 from typing import TextIO
 
 from jax_qgemm.bench.contestants import (
+    CONTESTANTS,
     Contestant,
     WrongResultError,
     check,
@@ -25,8 +26,10 @@ from jax_qgemm.bench.contestants import (
 from jax_qgemm.bench.layers import make_layers
 from jax_qgemm.bench.libraries.jitted import Jitted
 from jax_qgemm.bench.shapes import Shape
-from jax_qgemm.bench.timing import time_calls
+from jax_qgemm.bench.timing import time_calls, time_native_calls
 from jax_qgemm.config import config
+
+_OWN = {contestant.name for contestant in CONTESTANTS if contestant.own}
 
 
 class Worker:
@@ -53,9 +56,11 @@ class Worker:
         self._programs[contestant.name] = program
         return found
 
-    def turn(self, contestant: str) -> list[float]:
-        """Seconds of each call of one turn."""
-        return time_calls(self._programs[contestant])
+    def turn(self, contestant: str) -> dict[str, list[float]]:
+        """Seconds of each call of one turn; of this library's also those within native calls."""
+        program = self._programs[contestant]
+        found = {"program": time_calls(program)}
+        return found | ({"native": time_native_calls(program)} if contestant in _OWN else {})
 
 
 def describe(error: BaseException) -> str:

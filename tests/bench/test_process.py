@@ -53,7 +53,9 @@ def test_a_worker_answers_and_stands_still_in_between(library):
         fault = "XLA int8 s8→u8: AttributeError: 'list' object has no attribute 'nothing'"
         assert found["xla_int8"] == {"fault": fault}
         for _ in range(2):
-            assert all(1e-3 <= seconds < 1 for seconds in worker.turn("xla_f32"))
+            turn = worker.turn("xla_f32")
+            assert turn.keys() == {"program"}
+            assert all(1e-3 <= seconds < 1 for seconds in turn["program"])
             assert wait_for(lambda: state(worker.pid) == "T")
     assert state(worker.pid) == ""
 

@@ -1,7 +1,11 @@
 import time
 
+import jax
+import jax.numpy as jnp
+
+import jax_qgemm as jq
 from jax_qgemm.bench import machine
-from jax_qgemm.bench.timing import Timing, alternate, time_calls
+from jax_qgemm.bench.timing import Timing, alternate, time_calls, time_native_calls
 
 
 def test_timing():
@@ -22,6 +26,21 @@ def test_turns_go_on_for_the_seconds_given():
     samples = alternate({"a": lambda: time.sleep(1e-3) or [1.0]}, 0.05)
     assert len(samples["a"]) >= 5 and time.perf_counter() - start >= 0.05
     assert len(alternate({"a": lambda: [1.0]}, 1e-9)["a"]) == 5
+
+
+def test_time_within_native_calls():
+    rows = jnp.ones((64, 512), jnp.float32)
+
+    def program():
+        time.sleep(1e-3)
+        jax.block_until_ready(jq.quantize(rows, "int8", channelwise_axes=(0,)).qvalue)
+
+    within = time_native_calls(program)
+    assert bool(within) == bool(jq.cpu_info()["isa_available"])
+    assert all(0 < seconds < 1e-3 for seconds in within)  # of more than that each call takes
+    assert time_native_calls(lambda: time.sleep(1e-3)) == []
+    jq.quantize(rows, "int8", channelwise_axes=(0,))  # no more than is asked for
+    assert time_native_calls(lambda: time.sleep(1e-3)) == []
 
 
 def test_the_first_calls_of_a_turn_do_not_count():

@@ -147,7 +147,7 @@ KernelTotals TotalsOfKernels() { return Log().Totals(); }
 void RecordKernel(const std::string& name, const void* code, std::size_t bytes,
                   double microseconds) {
   Log().Add({name, code, bytes}, microseconds);
-  if (Verbose()) PrintGenerated(name, bytes, microseconds);
+  if (Observed() & kPrintCalls) PrintGenerated(name, bytes, microseconds);
 }
 
 void StartPerfMap() { Log().StartPerfMap(); }

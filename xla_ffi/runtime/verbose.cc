@@ -23,6 +23,16 @@ Header& TheHeader() {
   return header;
 }
 
+std::atomic<std::int64_t> nanoseconds_in_calls{0};
+
+void Observe(Observation what, bool on) {
+  if (on) {
+    observed.fetch_or(what, std::memory_order_relaxed);
+  } else {
+    observed.fetch_and(~unsigned(what), std::memory_order_relaxed);
+  }
+}
+
 // With a point as decimal separator, whatever the locale.
 std::string Tenths(double value) {
   const auto tenths = std::int64_t(std::llround(value * 10));
@@ -53,7 +63,17 @@ void SetVerbose(bool on, const std::string& version) {
     const std::lock_guard lock(TheHeader().mutex);
     TheHeader().version = version;
   }
-  verbose_mode.store(on, std::memory_order_relaxed);
+  Observe(kPrintCalls, on);
+}
+
+void SetAddTimes(bool on) { Observe(kAddTimes, on); }
+
+double SecondsInCalls() {
+  return double(nanoseconds_in_calls.load(std::memory_order_relaxed)) / 1e9;
+}
+
+void AddTime(double microseconds) {
+  nanoseconds_in_calls.fetch_add(std::llround(microseconds * 1e3), std::memory_order_relaxed);
 }
 
 void PrintCall(const CallLine& line, double microseconds) {

@@ -1,4 +1,5 @@
-// Verbose mode: a line on stderr for each call, and for each kernel when it is generated.
+// What is observed of calls: verbose mode, a line on stderr for each, and for each kernel when it
+// is generated; and the time of calls, added up.
 #pragma once
 
 #include <atomic>
@@ -8,13 +9,21 @@
 
 namespace qgemm {
 
-inline std::atomic<bool> verbose_mode{false};
+enum Observation : unsigned { kPrintCalls = 1, kAddTimes = 2 };
 
-// All that a call pays for it while it is off.
-inline bool Verbose() { return verbose_mode.load(std::memory_order_relaxed); }
+inline std::atomic<unsigned> observed{0};  // of those
+
+// All that a call pays for it while nothing is.
+inline unsigned Observed() { return observed.load(std::memory_order_relaxed); }
 
 // `version` of the package is for the first line.
 void SetVerbose(bool on, const std::string& version);
+
+// Whether the times of calls are added up from now on.
+void SetAddTimes(bool on);
+
+// Of all calls that were timed since the process began; of calls at the same time each counts.
+double SecondsInCalls();
 
 class Stopwatch {
  public:
@@ -39,16 +48,19 @@ struct CallLine {
 };
 
 void PrintCall(const CallLine& line, double microseconds);
+void AddTime(double microseconds);
 void PrintGenerated(const std::string& name, std::size_t bytes, double microseconds);
 
-// Makes a call, with its line if verbose. describe(): the CallLine.
+// Makes a call and does what is to be observed of it. describe(): the CallLine.
 template <class Call, class Describe>
 void Traced(const Call& call, const Describe& describe) {
-  if (!Verbose()) return call();
+  const unsigned observations = Observed();
+  if (observations == 0) return call();
   const Stopwatch watch;
   call();
   const double microseconds = watch.Microseconds();
-  PrintCall(describe(), microseconds);
+  if (observations & kAddTimes) AddTime(microseconds);
+  if (observations & kPrintCalls) PrintCall(describe(), microseconds);
 }
 
 }  // namespace qgemm
