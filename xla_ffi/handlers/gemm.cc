@@ -22,6 +22,7 @@
 #include "handlers/gemm_form.h"
 #include "handlers/handlers.h"
 #include "handlers/pool.h"
+#include "runtime/huge_pages.h"
 
 namespace qgemm {
 namespace {
@@ -168,6 +169,7 @@ ffi::Error Gemm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer da
     key.threads = pool.num_threads();
     key.acc16 = ShouldSumInInt16(key, o.w);
     key.f32_panels = ShouldWidenPanels(key);
+    MoveToHugePages(o.w, std::size_t(layout.Bytes() * (strides.w > 0 ? stack : 1)));
     RunGemm(*GetPlan(key), o, pool);
     return ffi::Error::Success();
   });

@@ -1,25 +1,19 @@
-// Asks for huge pages: a stream of weights then walks page tables 512 times less often.
+// Huge pages for weights: a stream of them then walks page tables 512 times less often.
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
-
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
 
 namespace qgemm {
 
-// For memory that was never written to, before it is: of the whole huge pages within it.
-inline void AdviseHugePages([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr std::uintptr_t kHuge = 2 << 20;
-  const auto address = reinterpret_cast<std::uintptr_t>(memory);
-  const std::uintptr_t begin = (address + kHuge - 1) / kHuge * kHuge;
-  const std::uintptr_t end = (address + bytes) / kHuge * kHuge;
-  // A hint: where the system has no huge pages nothing is lost.
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
+// For memory that was never written to, before it is: of the whole huge pages within it. A hint.
+void AdviseHugePages(void* memory, std::size_t bytes);
+
+// For memory that each call reads and that others wrote, as the constants of a program: at the
+// first call for it what it holds is moved into huge pages, of those that lie within it. Smaller
+// memory than kLeastMoved stays as it is, and so does all where the system has no huge pages or
+// never wants them. One row of 4096x4096 on Zen 4: of 16 bits 1.08 to 1.3 times as fast, of 8
+// bits 1.08.
+inline constexpr std::size_t kLeastMoved = 4 << 20;
+void MoveToHugePages(const void* memory, std::size_t bytes);
 
 }  // namespace qgemm
