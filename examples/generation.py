@@ -35,7 +35,9 @@ class Sampling:
             ids = jnp.arange(logits.shape[-1])
             return jnp.where(best, ids, logits.shape[-1] - 1).min(-1)
         count = min(self.top_k, logits.shape[-1])
-        values, ids = jax.lax.top_k(logits / self.temperature, count)
+        values, ids = jax.lax.top_k(logits, count)
+        # From the best one, and of a normal number, so that none becomes infinite.
+        values = (values - values[:, :1]) / max(self.temperature, 1e-30)
         probability = jax.nn.softmax(values)
         before = jnp.cumsum(probability, axis=-1) - probability
         values = jnp.where(before < self.top_p, values, -jnp.inf)
@@ -121,7 +123,7 @@ class Generator:
         return -(-length // BUCKET) * BUCKET
 
     def stream(self, prompt: Sequence[int], seed: int = 0) -> Iterator[list[int]]:
-        """New tokens, some at a time, until the context is full: one after the prompt, then
+        """New tokens, some at a time, until the context is full: one after the prompt, then up to
         STEPS each."""
         ids = np.zeros((1, self._padded(len(prompt))), np.int32)
         ids[0, : len(prompt)] = prompt
@@ -130,11 +132,11 @@ class Generator:
             self._weights, self._new_caches(), ids, position, key
         )
         yield [int(token[0])]
-        for _ in range((self.context - len(prompt)) // STEPS):
+        for left in range(self.context - len(prompt), 0, -STEPS):
             caches, token, position, tokens = self._compiled_decode(
                 self._weights, caches, token, position, key
             )
-            yield np.asarray(tokens).tolist()
+            yield np.asarray(tokens)[:left].tolist()
 
     def perplexity(self, ids: Sequence[int]) -> float:
         """exp of the mean of -log p of each token but the first of every part of `context` tokens,

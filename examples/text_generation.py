@@ -12,6 +12,7 @@ A Llama decoder (30 layers, 135 M parameters) in Flax nnx.
 
 import math
 import pathlib
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ _TOP_P = flags.DEFINE_float(
 )
 for number in (_TEMPERATURE, _TOP_P):  # NaN lies within any bounds
     flags.register_validator(number, math.isfinite, "expected a finite number")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.", lower_bound=0, upper_bound=2**31 - 1)
 _RAW = flags.DEFINE_bool("raw", False, "Continue the text, in place of answering it.")
 _PERPLEXITY = flags.DEFINE_string(
     "perplexity", None, "Print the model's perplexity on this text file, in parts of --context."
@@ -85,6 +86,8 @@ def answer(generator: Generator, tokenizer: smollm2.Tokenizer, prompt: Sequence[
             shown = text
         if done or len(tokens) == _MAX_TOKENS.value:
             break
+    else:
+        out.write(f" […]\n\n(--context={_CONTEXT.value} is full)")
     end = time.perf_counter()
     # What was computed, also beyond the end of the answer.
     decoded = -(-(len(tokens) - 1 + done) // STEPS) * STEPS
@@ -110,6 +113,9 @@ def read_message(arguments: Sequence[str]) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
+    sys.stdout.reconfigure(errors="replace")  # of what a terminal cannot show
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `| head`
     message = read_message(argv[1:])
     jax.config.update("jax_platforms", "cpu")  # also where there is a GPU: CPUs are the subject
     try:
@@ -143,11 +149,13 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(f"--context: {error}")
     print(f"\n{message}" if _RAW.value else f"\n> {message}\n", end="" if _RAW.value else "\n")
     told = answer(generator, tokenizer, prompt, sys.stdout)
-    decode = f"{told['decoded'] / told['decode']:.0f} tokens/s, " if told["decoded"] else ""
-    read = told["decoded"] * size / max(told["decode"], 1e-9) / 1e9
+    decode = ""
+    if told["decoded"]:
+        rate = told["decoded"] / told["decode"]
+        decode = f"answer: {rate:.0f} tokens/s, {rate * size / 1e9:.1f} GB/s of weights; "
     print(
-        f"\n\nprompt: {len(prompt)} tokens, {len(prompt) / told['prefill']:.0f} tokens/s; answer: "
-        f"{decode}{read:.1f} GB/s of weights; compiled in {compiled:.1f} s"
+        f"\n\nprompt: {len(prompt)} tokens, {len(prompt) / told['prefill']:.0f} tokens/s; {decode}"
+        f"compiled in {compiled:.1f} s"
     )
 
 

@@ -61,7 +61,15 @@ def as_array(function: str, name: str, x) -> jax.Array:
 
 
 def float_array(function: str, name: str, x):
-    """`x` as an array of one of FLOATS."""
+    """`x` as an array of one of FLOATS; float64 of NumPy becomes float32, if it lies within."""
+    if isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.dtype.itemsize > 4:
+        with np.errstate(over="ignore"):
+            beyond = x[np.isfinite(x) & ~np.isfinite(x.astype(np.float32))]
+        if beyond.size:
+            raise ValueError(
+                f"{function}: {beyond.size} of {x.size} values of {name} are beyond the range of "
+                f"float32, the largest {np.abs(beyond).max():g}"
+            )
     x = as_array(function, name, x)
     if x.dtype.name not in FLOATS:
         castable = jnp.issubdtype(x.dtype, np.number) or x.dtype == bool
@@ -155,7 +163,13 @@ class WeightFormat(NamedTuple):
         return ":".join(str(part) for part in parts if part is not None)
 
 
-_SHORT = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+_SHORT = {
+    "fp16": "float16",
+    "f16": "float16",  # NumPy's has 16 bytes
+    "bf16": "bfloat16",
+    "fp32": "float32",
+    "f32": "float32",
+}
 _BLOCK_GROUP, _BLOCK_SCALES = 32, "float16"  # unless the format says
 
 

@@ -172,7 +172,7 @@ def _scale(name: str, scale) -> float:
         raise TypeError(f"{name}: scale must be a number, got {describe(scale)}") from e
     except OverflowError:
         value = math.inf
-    if not abs(value) <= reference.FLT_MAX:
+    if not abs(value) <= float(reference.FLT_MAX):
         raise ValueError(f"{name}: scale must be finite in float32, got {value}")
     return value
 

@@ -35,7 +35,7 @@ def dot(
     blocks ("int4", "int8_blocks") it is quantized to int8, symmetrically, each row with a scale per
     block. bfloat16 x with a "bf16" weight is multiplied by pairs where the CPU has AVX512_BF16 or
     AMX, float16 x with an "fp16" weight where it has AMX_FP16: the products whose last bits depend
-    on the CPU.
+    on the CPU, and in which bfloat16's subnormal numbers count as zeros.
 
     Differentiable, to any order, in float x, bias and residual, and in scales that are per tensor,
     row or channel. The cotangent of x is that of the result times the transpose of the weight, from

@@ -17,8 +17,9 @@ def outlier_density(w: PackedWeight) -> jax.Array:
     """The share of weights that sums in int16 leave to sums in int32, float32 from 0 to 1.
 
     CPUs without VNNI multiply large products in int16, at up to 1.5 times the speed, if few weights
-    have to be taken out: about 4 % of normally distributed ones, 30 % of uniformly distributed
-    ones, none that stay within ±32. Results are the same bits either way. FBGEMM's counterpart is
+    have to be taken out for the rows that share the work: of normally distributed ones 2 to 4 %,
+    which pays from some hundred rows on, of uniformly distributed ones 30 %, which never does, of
+    those that stay within ±32 none. Results are the same bits either way. FBGEMM's counterpart is
     the outlier-aware split of arXiv 2101.05615.
 
     Raises:

@@ -81,9 +81,11 @@ def pack_weight(kernel, qtype="int8", *, symmetric=None, clamp=False) -> PackedW
       TypeError: kernel is of another dtype.
       ValueError: kernel is not 2-D, unknown qtype or size of groups, or values out of range.
     """
-    kernel = errors.float_array("pack_weight", "kernel", kernel)
     qtype, group, weight_only, scales = errors.weight_format("pack_weight", "qtype", qtype)
     symmetric, clamp = check_options("pack_weight", qtype, symmetric, clamp)
+    if clamp and isinstance(kernel, np.ndarray) and kernel.dtype == np.float64:
+        kernel = kernel.clip(-reference.FLT_MAX, reference.FLT_MAX)
+    kernel = errors.float_array("pack_weight", "kernel", kernel)
     if kernel.ndim != 2:
         raise ValueError(
             f"pack_weight: kernel must have 2 dimensions (K, N), got {describe(kernel)}; use "
@@ -169,7 +171,7 @@ def _pack_float(kernel, qtype: str, clamp: bool) -> PackedWeight:
     values = compat.concrete(kernel)
     most = float(jnp.finfo(reference.FLOAT_WEIGHTS[qtype]).max)
     if values is not None and not clamp:
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):  # of signalling NaN, the latter
             rounded = values.astype(reference.FLOAT_WEIGHTS[qtype])
         beyond = values[np.isfinite(values) & ~np.isfinite(rounded)]
         if beyond.size:

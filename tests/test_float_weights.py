@@ -215,6 +215,20 @@ def test_values_out_of_range():
     assert np.isfinite(jq.pack_weight(kernel.at[1, 1].set(0), "bf16").dequantize()).all()
 
 
+@pytest.mark.parametrize("qtype", ["fp16", "bf16", "int8", "int4:32:f32"])
+def test_kernels_beyond_float32(qtype):
+    kernel = np.array([[1e39, 1.0], [-2e39, np.inf]])
+    want = (
+        r"pack_weight: 2 of 4 values of kernel are beyond the range of float32, the largest 2e\+39"
+    )
+    with pytest.raises(ValueError, match=want):
+        jq.pack_weight(kernel, qtype)
+    with pytest.raises(ValueError, match="dot: 1 of 1 values of x are beyond"):
+        jq.dot(np.array([[1e39]]), jq.pack_weight(np.ones((1, 1), np.float32), qtype))
+    clamped = jq.pack_weight(kernel, "fp16", clamp=True)
+    assert np.array_equal(clamped.dequantize(), [[65504, 1], [-65504, 65504]])
+
+
 def test_errors(rng):
     w = jq.pack_weight(values(rng, (8, 3), "fp16"), "fp16")
     q = jq.quantize(jnp.ones((4, 8)), "uint8")

@@ -108,9 +108,12 @@ def words(values, bits):
 def test_gptq(bits, group, less_one, rng):
     k, n = 256, 64
     q = rng.integers(0, 2**bits, (k, n))
-    zeros = rng.integers(1, 2**bits, (k // group, n))
+    zeros = rng.integers(0, 2**bits, (k // group, n))
     scales = (rng.random((k // group, n)) * 0.1).astype(np.float16)
-    parts = words(q.T, bits).T.copy(), words(zeros - less_one, bits), scales
+    stored = words(zeros, bits).view(np.uint32)
+    if less_one:
+        stored = stored - np.uint32({4: 0x11111111, 8: 0x01010101}[bits])
+    parts = words(q.T, bits).T.copy(), stored.view(np.int32), scales
     w = gptq.packed_weight(*parts, np.arange(k) // group, bits=bits, zeros_less_one=less_one)
     want = np.repeat(scales.astype(np.float64), group, 0) * (q - np.repeat(zeros, group, 0))
     assert w.minimum and w.group_size == group

@@ -28,7 +28,8 @@ def packed_weight(
       g_idx: None, or int32 (K,), the group of each row: groups of consecutive rows.
       bits: 4 or 8.
       zeros_less_one: zero points are stored less one, as checkpoints of "checkpoint_format": "gptq"
-        have them; False for "gptq_v2".
+        have them, by subtraction from whole words as GPTQModel does it (a zero point of 0 borrows
+        from its neighbour's); False for "gptq_v2".
       weight_only: activations stay floats.
 
     Raises:
@@ -37,11 +38,10 @@ def packed_weight(
     """
     bits = _bits(bits)
     less_one = errors.flag("packed_weight", "zeros_less_one", zeros_less_one)
-    words, zeros = _words("qweight", qweight, bits), _words("qzeros", qzeros, bits)
+    words, zeros = _words("qweight", qweight, bits), _words("qzeros", qzeros, bits, less_one)
     rows, n, of_one = words.shape
     q = np.moveaxis(words, -1, 1).reshape(rows * of_one, n)
-    zeros = _by_columns(zeros).astype(np.int32) + less_one
-    return _packed(q, zeros, scales, g_idx, bits, weight_only)
+    return _packed(q, _by_columns(zeros), scales, g_idx, bits, weight_only)
 
 
 def awq_packed_weight(qweight, qzeros, scales, *, weight_only=False) -> PackedWeight:
@@ -74,14 +74,17 @@ def _bits(bits) -> int:
     return known
 
 
-def _words(name: str, array, bits: int) -> np.ndarray:
-    """uint8 [..., 32 / bits] of int32 words, the lowest bits first."""
+def _words(name: str, array, bits: int, less_one: bool = False) -> np.ndarray:
+    """uint8 [..., 32 / bits] of int32 words, the lowest bits first, each plus 1 if `less_one`."""
     array = _known(name, array)
     if array.dtype != np.int32 or array.ndim != 2:
         raise TypeError(
             f"packed_weight: {name} must be int32 of 2 dimensions, got {errors.describe(array)}"
         )
-    bytes_ = np.ascontiguousarray(array).view(np.uint8).reshape(*array.shape, 4)
+    values = np.ascontiguousarray(array).view(np.uint32)
+    if less_one:
+        values = values + np.uint32(0xFFFFFFFF // (2**bits - 1))
+    bytes_ = values.view(np.uint8).reshape(*array.shape, 4)
     if bits == 8:
         return bytes_
     return np.stack([bytes_ & 15, bytes_ >> 4], axis=-1).reshape(*array.shape, 8)

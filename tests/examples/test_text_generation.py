@@ -23,7 +23,7 @@ from flax import nnx
 import jax_qgemm as jq
 import llama
 import smollm2
-from generation import STEPS, Generator, Sampling
+from generation import Generator, Sampling
 
 EXAMPLES = pathlib.Path(smollm2.__file__).parent
 TEXT = (
@@ -96,7 +96,7 @@ def test_steps_are_the_prompt_at_once(models, tokenizer):
     tokens = []
     for new in generator.stream(prompt):
         tokens += new
-    assert len(tokens) == 1 + (64 - len(prompt)) // STEPS * STEPS
+    assert len(tokens) == 1 + 64 - len(prompt)
     assert tokenizer.decode(tokens).startswith(" Paris.")
     ids = jnp.asarray([prompt + tokens[:-1]])
     config = model.blocks[0].config
@@ -125,6 +125,7 @@ def test_sampling():
     np.testing.assert_allclose(shares(Sampling(1.0, 2, 1.0)), [0.625, 0.375, 0, 0], atol=0.05)
     np.testing.assert_allclose(shares(Sampling(1.0, 4, 0.7)), [0.625, 0.375, 0, 0], atol=0.05)
     assert shares(Sampling(0.1, 4, 1.0))[0] > 0.98
+    assert shares(Sampling(1e-40, 4, 1.0))[0] == 1
 
 
 def run(*arguments):
@@ -151,6 +152,7 @@ def test_command_line(tmp_path):
     for arguments, message in (
         (["--format=int3"], "qtype must be 'int8'"),
         (["--temperature=nan"], "expected a finite number"),
+        (["--seed=99999999999999999999"], "seed"),
         (["--top_p=nan"], "expected a finite number"),
         (["--raw", ""], "--raw: expected a text to continue, got an empty one"),
         ([b"\xff\xfe"], "the text is not UTF-8"),
@@ -160,7 +162,10 @@ def test_command_line(tmp_path):
     ):
         done = run(*arguments)
         assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
-    assert run("--max_tokens=1", "").returncode == 0
+    done = run("--max_tokens=1", "")
+    assert done.returncode == 0 and "answer" not in done.stdout
+    done = run("--context=64", "--raw", "Once upon a time")
+    assert "[…]\n\n(--context=64 is full)" in done.stdout
 
 
 def test_missing_wheel_says_what_to_install(monkeypatch):
