@@ -6,6 +6,8 @@ Environment variables, read at import:
   JAX_QGEMM_VERBOSE=1       a line on stderr per native call; at run time `config.verbose`
   JAX_QGEMM_PERF_MAP=1      names generated kernels for Linux perf, in /tmp/perf-PID.map
   JAX_QGEMM_DUMP=FOLDER     writes generated kernels into a folder, see `jax_qgemm.dump_kernels`
+  JAX_QGEMM_HUGE_PAGES=0    leaves weights of 4 MB and more, which are moved into huge pages at the
+                            fourth call, where they are
 
 What is set at run time also counts for functions that are already compiled.
 """
@@ -132,11 +134,11 @@ def _ignore(variable: str, why: str) -> None:
     warnings.warn(f"environment variable {variable} is ignored: {why}", stacklevel=5)
 
 
-def _is_on(variable: str) -> bool:
+def _is_on(variable: str, default: bool = False) -> bool:
     value = os.environ.get(variable, "")
     if value not in ("", "0", "1"):
         _ignore(variable, f"expected 0 or 1, got {value!r}")
-    return value == "1"
+    return {"0": False, "1": True}.get(value, default)
 
 
 def _start_dump(variable: str) -> None:
@@ -157,3 +159,4 @@ if native.extension is not None:
     if _is_on("JAX_QGEMM_PERF_MAP"):
         native.extension.start_perf_map()
     _start_dump("JAX_QGEMM_DUMP")
+    native.extension.set_moves_to_huge_pages(_is_on("JAX_QGEMM_HUGE_PAGES", default=True))

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fresh import python
 
 import jax_qgemm as jq
 
@@ -22,7 +23,9 @@ if not ENABLED.exists() or "[madvise]" not in ENABLED.read_text():
     pytest.skip("needs a system that gives huge pages when asked", allow_module_level=True)
 
 COLLAPSE = 25
-TRIES = 4  # the system may be short of huge pages for a while
+CALLS = 4  # until weights are moved
+ROWS = 640
+HERE = pathlib.Path(__file__).parent
 
 
 def mapping(size):
@@ -52,34 +55,40 @@ def system_collapses():
     return libc.madvise(ctypes.c_void_p(inner), ctypes.c_size_t(4 << 20), COLLAPSE) == 0
 
 
-@pytest.fixture(scope="module")
-def packed():
-    """A weight of 5 MB."""
-    kernel = np.random.default_rng(0).standard_normal((640, 8192), np.float32)
-    return jq.pack_weight(kernel, "int8")
-
-
-def moved(packed):
-    """The same weight in small pages, the bytes of it that a call moves, and the result."""
+def moved_by_calls(columns, count):
+    """Bytes of a weight that come to lie in huge pages by each of some calls."""
+    kernel = np.random.default_rng(0).standard_normal((ROWS, columns), np.float32)
+    packed = jq.pack_weight(kernel, "int8")
     address, array = mapping(packed.data.nbytes)
     array[:] = packed.data
     w = dataclasses.replace(packed, data=jax.dlpack.from_dlpack(array))
     assert w.data.unsafe_buffer_pointer() == address
-    before = huge_bytes(address)  # of neighbours in the same mapping
-    result = jq.dot(jnp.ones((2, w.shape[0])), w)
+    x = jnp.ones((2, ROWS))
+    want = jq.dot(x, packed)
+    sizes = [huge_bytes(address)]
+    for _ in range(count):
+        assert np.array_equal(jq.dot(x, w), want)
+        sizes.append(huge_bytes(address))
     assert np.array_equal(array, packed.data)
-    return huge_bytes(address) - before, result
+    return np.diff(sizes).tolist()
 
 
 @pytest.mark.skipif(not system_collapses(), reason="the system moves nothing into huge pages")
-def test_large_weights_are_moved(packed):
-    found = [moved(packed) for _ in range(TRIES)]
-    assert max(bytes_moved for bytes_moved, _ in found) >= 2 << 20
-    want = jq.dot(jnp.ones((2, packed.shape[0])), packed)
-    assert all(np.array_equal(result, want) for _, result in found)
+def test_large_weights_are_moved():
+    *before, at_last = moved_by_calls(8192, CALLS)  # 5 MB
+    assert not any(before) and at_last >= 2 << 20
 
 
 def test_small_weights_stay():
-    kernel = np.random.default_rng(0).standard_normal((640, 4096), np.float32)
-    bytes_moved, _ = moved(jq.pack_weight(kernel, "int8"))
-    assert bytes_moved == 0
+    assert not any(moved_by_calls(4096, 2 * CALLS))
+
+
+def test_none_are_moved_where_that_is_off():
+    code = f"""if True:
+        import sys
+        sys.path.insert(0, {str(HERE)!r})
+        from test_huge_pages import CALLS, moved_by_calls
+        print(any(moved_by_calls(8192, 2 * CALLS)))
+    """
+    done = python(code, JAX_QGEMM_HUGE_PAGES="0")
+    assert done.stdout == "False\n", done.stderr

@@ -13,6 +13,7 @@
 #include "gemm/plan.h"
 #include "handlers/handlers.h"
 #include "runtime/cpu.h"
+#include "runtime/huge_pages.h"
 #include "runtime/kernel_log.h"
 #include "runtime/verbose.h"
 
@@ -123,8 +124,12 @@ NB_MODULE(_native, m) {
   m.def("set_verbose", &qgemm::SetVerbose, nb::arg("on"), nb::arg("version"),
         "Whether each call prints a line on stderr; the version is for the first of them.");
   m.def("set_add_times", &qgemm::SetAddTimes, nb::arg("on"),
-        "Whether the times of calls are added up from now on.");
-  m.def("seconds_in_calls", &qgemm::SecondsInCalls, "Of all calls whose times were added up.");
+        "Whether the time that calls take is added up from now on.");
+  m.def("seconds_in_calls", &qgemm::SecondsInCalls,
+        "The time in which calls were under way, as far as it was added up.");
+  m.def(
+      "set_moves_to_huge_pages", [](bool on) { qgemm::moves_to_huge_pages.store(on); },
+      nb::arg("on"), "Whether large weights are moved into huge pages.");
   m.def("start_perf_map", &qgemm::StartPerfMap, "Lists kernels in /tmp/perf-PID.map from now on.");
   m.def("start_dump", &qgemm::StartDump, nb::arg("folder"),
         "Writes kernels into a folder from now on.");

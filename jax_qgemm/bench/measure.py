@@ -120,7 +120,7 @@ class Team:
                 errors[name],
                 peak,
                 arithmetic,
-                Timing.of(native[name], count) if native[name] else None,
+                statistics.median(native[name]) if native[name] else None,
             )
             for name, c in racing.items()
             if c.library in self._workers
@@ -145,7 +145,7 @@ class Team:
     ) -> list[float]:
         answer = self._ask(library, Process.turn, contestant, at=shape) or {}
         native += answer.get("native", [])
-        return answer.get("program", [])
+        return answer.get("seconds", [])
 
     def _ask(self, library: str, request: Callable, *arguments, at: Shape | None = None) -> Any:
         """What the worker answers; None once it has failed."""

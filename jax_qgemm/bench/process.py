@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 from jax_qgemm.bench.contestants import WEIGHTS_AS
@@ -117,5 +118,18 @@ class Process:
         status = self._process.wait()
         how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
         self._log.seek(0)
-        lines = [line.strip() for line in self._log if line.strip()]
-        return WorkerError(": ".join([f"its process ended with {how}", *lines[-1:]]))
+        return WorkerError(": ".join([f"its process ended with {how}", *_last_words(self._log)]))
+
+
+def _last_words(log: Iterable[str]) -> list[str]:
+    """The line of the last exception, else the last line, if there is one."""
+    last: list[str] = []
+    exception: list[str] = []
+    inside = False  # a traceback, whose lines are indented
+    for line in log:
+        if line.startswith("Traceback "):
+            inside = True
+        elif inside and line.strip() and not line[0].isspace():
+            exception, inside = [line.strip()], False
+        last = [line.strip()] if line.strip() else last
+    return exception or last

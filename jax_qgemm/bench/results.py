@@ -33,7 +33,8 @@ class Result:
       peak: GOPS of the machine's peak, the median of samples taken between the turns at this
         shape; None where it is not known.
       peak_of: the arithmetic whose peak that is.
-      native: what of `timing` are this library's native calls; the rest is JAX's to make them.
+      native: the part of the time within this library's native calls, the median; the rest is what
+        JAX takes to make them. None for others.
     """
 
     shape: Shape
@@ -43,7 +44,7 @@ class Result:
     error: float
     peak: float | None
     peak_of: str = "int8"
-    native: Timing | None = None
+    native: float | None = None
 
     @property
     def gops(self) -> float:
@@ -66,17 +67,14 @@ class Result:
     @property
     def part_of_peak(self) -> float | None:
         """The part of the peak that a contestant with its arithmetic reaches."""
-        return self._part_of_peak(self.timing)
+        alike = self.contestant.arithmetic == self.peak_of
+        return self.gops / self.peak if self.peak and alike else None
 
     @property
     def native_part_of_peak(self) -> float | None:
         """That of the native calls alone."""
-        return self._part_of_peak(self.native) if self.native else None
-
-    def _part_of_peak(self, timing: Timing) -> float | None:
-        if not self.peak or self.contestant.arithmetic != self.peak_of:
-            return None
-        return self.shape.operations / timing.median / 1e9 / self.peak
+        whole = self.part_of_peak
+        return whole / self.native if whole and self.native else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +165,7 @@ class Report:
                     "gops": result.gops,
                     "ops_per_byte": result.intensity,
                     "part_of_peak": result.part_of_peak,
-                    "native_median_us": result.native.median * 1e6 if result.native else None,
+                    "native_part_of_time": result.native,
                     "native_part_of_peak": result.native_part_of_peak,
                     "weight_gb_per_s": result.weight_rate,
                     "speedup_over": self.speedups(result),

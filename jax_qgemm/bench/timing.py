@@ -75,11 +75,11 @@ def time_calls(program: Callable[[], object]) -> list[float]:
     return _call_for(_TURN, program)
 
 
-def time_native_calls(program: Callable[[], object]) -> list[float]:
-    """Seconds of some calls of a warm program that pass within this library's native calls.
+def native_shares(program: Callable[[], object]) -> list[float]:
+    """Of some calls of a warm program the part of their time within this library's native calls.
 
-    What is left of a call's time is what JAX takes to make them. Not measured together with that,
-    for a look at the clock at each of them costs time. Empty for a program that makes none.
+    What is left is what JAX takes to make them. To look at the clock in each of them takes time, so
+    these calls are no others' measure. Empty for a program that makes none.
     """
     if native.extension is None:
         return []
@@ -87,10 +87,11 @@ def time_native_calls(program: Callable[[], object]) -> list[float]:
     native.extension.set_add_times(True)
     try:
         totals = [spent()]
-        _call_for(_NATIVE, lambda: program() or totals.append(spent()))
+        calls = _call_for(_NATIVE, lambda: program() or totals.append(spent()))
     finally:
         native.extension.set_add_times(False)
-    return [after - before for before, after in itertools.pairwise(totals) if after > before]
+    within = [after - before for before, after in itertools.pairwise(totals)]
+    return [part / whole for part, whole in zip(within, calls, strict=True) if part]
 
 
 def _call_for(seconds: float, program: Callable[[], object]) -> list[float]:

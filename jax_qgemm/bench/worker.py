@@ -26,7 +26,7 @@ from jax_qgemm.bench.contestants import (
 from jax_qgemm.bench.layers import make_layers
 from jax_qgemm.bench.libraries.jitted import Jitted
 from jax_qgemm.bench.shapes import Shape
-from jax_qgemm.bench.timing import time_calls, time_native_calls
+from jax_qgemm.bench.timing import native_shares, time_calls
 from jax_qgemm.config import config
 
 _OWN = {contestant.name for contestant in CONTESTANTS if contestant.own}
@@ -57,10 +57,10 @@ class Worker:
         return found
 
     def turn(self, contestant: str) -> dict[str, list[float]]:
-        """Seconds of each call of one turn; of this library's also those within native calls."""
+        """Seconds of each call of one turn; of this library also parts within native calls."""
         program = self._programs[contestant]
-        found = {"program": time_calls(program)}
-        return found | ({"native": time_native_calls(program)} if contestant in _OWN else {})
+        found = {"seconds": time_calls(program)}
+        return found | ({"native": native_shares(program)} if contestant in _OWN else {})
 
 
 def describe(error: BaseException) -> str:

@@ -48,14 +48,11 @@ def make_report():
     """make_report(SECONDS, …): a report with one result for each contestant that has a time."""
 
     def make(seconds=None, peaks=(100.0,), notes=(), native=None):
-        def timing(median):
-            return Timing(median, median, 0.1, 5)
-
         seconds = seconds or {"dot": 1e-3, "quantized_linear": 2e-3, **_XLA}
         results = [
             Result(
-                *(Shape(3 + i, 20, 70), 2, c, timing(time), 0.01, peak),
-                native=timing(native) if native and c.own else None,
+                *(Shape(3 + i, 20, 70), 2, c, Timing(time, time, 0.1, 5), 0.01, peak),
+                native=native if c.own else None,
             )
             for i, peak in enumerate(peaks)
             for c in CONTESTANTS

@@ -1,16 +1,19 @@
+import concurrent.futures
+import statistics
 import time
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 import jax_qgemm as jq
-from jax_qgemm.bench import machine
-from jax_qgemm.bench.timing import Timing, alternate, time_calls, time_native_calls
+from jax_qgemm.bench import machine, timing
+from jax_qgemm.bench.timing import Timing, alternate, native_shares, time_calls
 
 
 def test_timing():
-    timing = Timing.of([float(s) for s in range(11, 0, -1)], layers=2)
-    assert timing == Timing(median=3.0, best=0.5, spread=8 / 6, calls=11)
+    found = Timing.of([float(s) for s in range(11, 0, -1)], layers=2)
+    assert found == Timing(median=3.0, best=0.5, spread=8 / 6, calls=11)
 
 
 def test_turns_go_forwards_and_backwards():
@@ -28,19 +31,30 @@ def test_turns_go_on_for_the_seconds_given():
     assert len(alternate({"a": lambda: [1.0]}, 1e-9)["a"]) == 5
 
 
-def test_time_within_native_calls():
+@pytest.mark.skipif(not jq.cpu_info()["isa_available"], reason="the extension is not built")
+def test_shares_of_native_calls():
     rows = jnp.ones((64, 512), jnp.float32)
+
+    def quantized():
+        return jax.block_until_ready(jq.quantize(rows, "int8", channelwise_axes=(0,)).qvalue)
 
     def program():
         time.sleep(1e-3)
-        jax.block_until_ready(jq.quantize(rows, "int8", channelwise_axes=(0,)).qvalue)
+        quantized()
 
-    within = time_native_calls(program)
-    assert bool(within) == bool(jq.cpu_info()["isa_available"])
-    assert all(0 < seconds < 1e-3 for seconds in within)  # of more than that each call takes
-    assert time_native_calls(lambda: time.sleep(1e-3)) == []
-    jq.quantize(rows, "int8", channelwise_axes=(0,))  # no more than is asked for
-    assert time_native_calls(lambda: time.sleep(1e-3)) == []
+    def side_by_side():
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: quantized(), range(64)))
+
+    assert 0 < statistics.median(native_shares(program)) < 0.5
+    assert all(0 < share < 1 for share in native_shares(side_by_side))
+    quantized()  # no more than is asked for
+    assert native_shares(lambda: time.sleep(1e-3)) == []
+
+
+def test_without_the_extension_there_are_no_native_calls(monkeypatch):
+    monkeypatch.setattr(timing.native, "extension", None)
+    assert native_shares(lambda: None) == []
 
 
 def test_the_first_calls_of_a_turn_do_not_count():

@@ -15,20 +15,20 @@ namespace {
 
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
 
-// MADV_COLLAPSE, of Linux 6.1, which older headers lack.
-constexpr int kCollapse = 25;
+constexpr int kCollapse = 25;  // MADV_COLLAPSE, which older headers lack
 
-// Of the whole huge pages within memory; whether the system took it, where there are any.
-bool Advise(const void* memory, std::size_t bytes, int advice) {
+// Of the whole huge pages within memory.
+void Advise(const void* memory, std::size_t bytes, int advice) {
   constexpr std::uintptr_t kHuge = 2 << 20;
   const auto address = reinterpret_cast<std::uintptr_t>(memory);
   const std::uintptr_t begin = (address + kHuge - 1) / kHuge * kHuge;
   const std::uintptr_t end = (address + bytes) / kHuge * kHuge;
-  return begin >= end || madvise(reinterpret_cast<void*>(begin), end - begin, advice) == 0;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, advice);
 }
 
-// To collapse pages is done also where the administrator wants none.
-bool SystemWantsHugePages() {
+// Pages are collapsed on demand also where the administrator wants none.
+bool SystemCollapses() {
+  if (madvise(nullptr, 0, kCollapse) != 0) return false;
   char text[64] = "";
   if (std::FILE* const file = std::fopen("/sys/kernel/mm/transparent_hugepage/enabled", "r")) {
     if (std::fgets(text, sizeof text, file) == nullptr) text[0] = '\0';
@@ -37,23 +37,19 @@ bool SystemWantsHugePages() {
   return text[0] != '\0' && std::strstr(text, "[never]") == nullptr;
 }
 
-// Addresses with the bytes that are known of each.
-class Known {
+// How often addresses have come.
+class Visits {
  public:
-  // Whether it was not known.
-  bool Add(const void* memory, std::size_t bytes) {
+  unsigned Count(const void* memory) {
     const std::lock_guard lock(mutex_);
-    if (sizes_.size() >= kMost) sizes_.clear();
-    std::size_t& known = sizes_[memory];
-    if (known >= bytes) return false;
-    known = bytes;
-    return true;
+    if (counts_.size() >= kMost) counts_.clear();
+    return ++counts_[memory];
   }
 
  private:
   static constexpr std::size_t kMost = 1 << 16;
   std::mutex mutex_;
-  std::unordered_map<const void*, std::size_t> sizes_;
+  std::unordered_map<const void*, unsigned> counts_;
 };
 
 #endif
@@ -68,13 +64,12 @@ void AdviseHugePages([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t
 
 void MoveToHugePages([[maybe_unused]] const void* memory, [[maybe_unused]] std::size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  if (bytes < kLeastMoved) return;
+  if (bytes < kLeastMoved || !moves_to_huge_pages.load(std::memory_order_relaxed)) return;
+  constexpr unsigned kAt = 4, kEvery = 1024;
+  static const bool collapses = SystemCollapses();
   // Never destroyed: a program may still run on another thread while the process exits.
-  static Known& known = *new Known;
-  static const bool wanted = SystemWantsHugePages();
-  if (!wanted || !known.Add(memory, bytes)) return;
-  // An older system does it by and by.
-  if (!Advise(memory, bytes, kCollapse)) Advise(memory, bytes, MADV_HUGEPAGE);
+  static Visits& visits = *new Visits;
+  if (collapses && visits.Count(memory) % kEvery == kAt) Advise(memory, bytes, kCollapse);
 #endif
 }
 

@@ -23,7 +23,33 @@ Header& TheHeader() {
   return header;
 }
 
-std::atomic<std::int64_t> nanoseconds_in_calls{0};
+// Of calls at the same time the first begins a stretch of time, the last ends it.
+struct Busy {
+  using Clock = std::chrono::steady_clock;
+
+  void Begin() {
+    const std::lock_guard lock(mutex);
+    if (calls++ == 0) since = Clock::now();
+  }
+  void End() {
+    const std::lock_guard lock(mutex);
+    if (--calls == 0) total += Clock::now() - since;
+  }
+  double Seconds() {
+    const std::lock_guard lock(mutex);
+    return std::chrono::duration<double>(total).count();
+  }
+
+  std::mutex mutex;
+  int calls = 0;
+  Clock::time_point since;
+  Clock::duration total{0};
+};
+
+Busy& TheBusy() {
+  static Busy& busy = *new Busy;
+  return busy;
+}
 
 void Observe(Observation what, bool on) {
   if (on) {
@@ -68,12 +94,14 @@ void SetVerbose(bool on, const std::string& version) {
 
 void SetAddTimes(bool on) { Observe(kAddTimes, on); }
 
-double SecondsInCalls() {
-  return double(nanoseconds_in_calls.load(std::memory_order_relaxed)) / 1e9;
+double SecondsInCalls() { return TheBusy().Seconds(); }
+
+TimedCall::TimedCall(bool counts) : counts_(counts) {
+  if (counts_) TheBusy().Begin();
 }
 
-void AddTime(double microseconds) {
-  nanoseconds_in_calls.fetch_add(std::llround(microseconds * 1e3), std::memory_order_relaxed);
+TimedCall::~TimedCall() {
+  if (counts_) TheBusy().End();
 }
 
 void PrintCall(const CallLine& line, double microseconds) {

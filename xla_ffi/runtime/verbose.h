@@ -19,11 +19,23 @@ inline unsigned Observed() { return observed.load(std::memory_order_relaxed); }
 // `version` of the package is for the first line.
 void SetVerbose(bool on, const std::string& version);
 
-// Whether the times of calls are added up from now on.
+// Whether the time that calls take is added up from now on.
 void SetAddTimes(bool on);
 
-// Of all calls that were timed since the process began; of calls at the same time each counts.
+// The time in which at least one call was under way, as far as it was added up.
 double SecondsInCalls();
+
+// A call whose time counts, as long as this lives.
+class TimedCall {
+ public:
+  explicit TimedCall(bool counts);
+  ~TimedCall();
+  TimedCall(const TimedCall&) = delete;
+  TimedCall& operator=(const TimedCall&) = delete;
+
+ private:
+  const bool counts_;
+};
 
 class Stopwatch {
  public:
@@ -48,7 +60,6 @@ struct CallLine {
 };
 
 void PrintCall(const CallLine& line, double microseconds);
-void AddTime(double microseconds);
 void PrintGenerated(const std::string& name, std::size_t bytes, double microseconds);
 
 // Makes a call and does what is to be observed of it. describe(): the CallLine.
@@ -57,9 +68,11 @@ void Traced(const Call& call, const Describe& describe) {
   const unsigned observations = Observed();
   if (observations == 0) return call();
   const Stopwatch watch;
-  call();
+  {
+    const TimedCall timed(observations & kAddTimes);
+    call();
+  }
   const double microseconds = watch.Microseconds();
-  if (observations & kAddTimes) AddTime(microseconds);
   if (observations & kPrintCalls) PrintCall(describe(), microseconds);
 }
 
