@@ -56,7 +56,7 @@ def system_collapses():
 
 
 def moved_by_calls(columns, count):
-    """Bytes of a weight that come to lie in huge pages by each of some calls."""
+    """Bytes of a weight that come to lie in huge pages by each of some calls; and the weight."""
     kernel = np.random.default_rng(0).standard_normal((ROWS, columns), np.float32)
     packed = jq.pack_weight(kernel, "int8")
     address, array = mapping(packed.data.nbytes)
@@ -70,17 +70,20 @@ def moved_by_calls(columns, count):
         assert np.array_equal(jq.dot(x, w), want)
         sizes.append(huge_bytes(address))
     assert np.array_equal(array, packed.data)
-    return np.diff(sizes).tolist()
+    return np.diff(sizes).tolist(), w
 
 
 @pytest.mark.skipif(not system_collapses(), reason="the system moves nothing into huge pages")
 def test_large_weights_are_moved():
-    *before, at_last = moved_by_calls(8192, CALLS)  # 5 MB
-    assert not any(before) and at_last >= 2 << 20
+    # The system may be short of huge pages for a while; all are kept, for addresses to differ.
+    tries = [moved_by_calls(8192, CALLS) for _ in range(3)]  # 5 MB each
+    assert not any(moved for (*before, _), _ in tries for moved in before)
+    assert max(at_last for (*_, at_last), _ in tries) >= 2 << 20
 
 
 def test_small_weights_stay():
-    assert not any(moved_by_calls(4096, 2 * CALLS))
+    moved, _ = moved_by_calls(4096, 2 * CALLS)
+    assert not any(moved)
 
 
 def test_none_are_moved_where_that_is_off():
@@ -88,7 +91,8 @@ def test_none_are_moved_where_that_is_off():
         import sys
         sys.path.insert(0, {str(HERE)!r})
         from test_huge_pages import CALLS, moved_by_calls
-        print(any(moved_by_calls(8192, 2 * CALLS)))
+        moved, _ = moved_by_calls(8192, 2 * CALLS)
+        print(any(moved))
     """
     done = python(code, JAX_QGEMM_HUGE_PAGES="0")
     assert done.stdout == "False\n", done.stderr
