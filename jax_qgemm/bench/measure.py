@@ -120,7 +120,7 @@ class Team:
                 errors[name],
                 peak,
                 arithmetic,
-                statistics.median(native[name]) if native[name] else None,
+                native=statistics.median(native[name]) if native[name] else None,
             )
             for name, c in racing.items()
             if c.library in self._workers

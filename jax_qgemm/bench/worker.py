@@ -60,7 +60,9 @@ class Worker:
         """Seconds of each call of one turn; of this library also parts within native calls."""
         program = self._programs[contestant]
         found = {"seconds": time_calls(program)}
-        return found | ({"native": native_shares(program)} if contestant in _OWN else {})
+        if contestant in _OWN:
+            found["native"] = native_shares(program)
+        return found
 
 
 def describe(error: BaseException) -> str:

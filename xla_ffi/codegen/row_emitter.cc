@@ -195,23 +195,13 @@ class RowEmitter final : public VectorEmitter {
         Join(first, x0, x0, x1);
       }
     }
-    constexpr std::uint32_t kSign = 0x80000000, kInfinity = 0x7f800000;
-    const Xbyak::Reg32 high = eax, low = ecx, not_finite = esi, zero = edi;
-    vmovd(high, Xbyak::Xmm(0));
+    const Xbyak::Reg32 low = eax, zero = ecx;
     vmovd(low, Xbyak::Xmm(kUnroll));
-    xor_(not_finite, not_finite);
-    xor_(zero, zero);
-    cmp(high, kInfinity);
-    setae(not_finite.cvt8());
-    cmp(low, kSign | kInfinity);
-    setae(zero.cvt8());
-    or_(not_finite, zero);
     xor_(zero, zero);
     test(low, low);
     cmovns(low, zero);  // none is below 0
     mov(dword[reg_args + offsetof(RowRange, low)], low);
-    mov(dword[reg_args + offsetof(RowRange, high)], high);
-    mov(dword[reg_args + offsetof(RowRange, not_finite)], not_finite);
+    vmovd(dword[reg_args + offsetof(RowRange, high)], Xbyak::Xmm(0));
   }
 
   // The operation of the accumulators that start at register `first`.

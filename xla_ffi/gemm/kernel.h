@@ -142,11 +142,9 @@ constexpr std::int64_t SizeOf(AFormat format) {
   return 1;
 }
 
-// The range of a row: min(x, 0), max(x, 0), and whether an element is NaN or Inf (any bit set; the
-// range is unspecified then).
+// The range of a row: min(x, 0), max(x, 0). Where an element is NaN or Inf, so is one of the two.
 struct RowRange {
   float low, high;
-  std::uint32_t not_finite;
 };
 using RangeFn = void (*)(const void* x, std::int64_t count, RowRange* range);
 

@@ -40,7 +40,9 @@ Chosen Asymmetric(const RowRange& range) {
 }
 
 Chosen Choose(RowScheme scheme, const RowRange& range) {
-  if (range.not_finite != 0) return {std::numeric_limits<float>::quiet_NaN(), {}};
+  if (!std::isfinite(range.low) || !std::isfinite(range.high)) {
+    return {std::numeric_limits<float>::quiet_NaN(), {}};
+  }
   return scheme == RowScheme::kSymmetric ? Symmetric(range) : Asymmetric(range);
 }
 

@@ -21,14 +21,12 @@ float Load(const void* x, std::int64_t i) {
 template <class T>
 void Range(const void* x, std::int64_t count, RowRange* range) {
   float low = 0, high = 0;
-  std::uint32_t not_finite = 0;
   for (std::int64_t i = 0; i < count; ++i) {
     const float value = Load<T>(x, i);
     low = value < low ? value : low;
-    high = value > high ? value : high;
-    not_finite |= BitsOf(value - value);  // +0 for a number, else NaN
+    high = value > high || value != value ? value : high;  // NaN stays
   }
-  *range = {low, high, not_finite};
+  *range = {low, high};
 }
 
 template <class T, class Q>

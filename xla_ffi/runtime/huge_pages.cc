@@ -15,7 +15,8 @@ namespace {
 
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
 
-constexpr int kCollapse = 25;  // MADV_COLLAPSE, which older headers lack
+constexpr int kCollapse = 25;                         // MADV_COLLAPSE, which older headers lack
+constexpr unsigned kMovedAt = 4, kMovedEvery = 1024;  // visits
 
 // Of the whole huge pages within memory.
 void Advise(const void* memory, std::size_t bytes, int advice) {
@@ -65,11 +66,10 @@ void AdviseHugePages([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t
 void MoveToHugePages([[maybe_unused]] const void* memory, [[maybe_unused]] std::size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   if (bytes < kLeastMoved || !moves_to_huge_pages.load(std::memory_order_relaxed)) return;
-  constexpr unsigned kAt = 4, kEvery = 1024;
   static const bool collapses = SystemCollapses();
   // Never destroyed: a program may still run on another thread while the process exits.
   static Visits& visits = *new Visits;
-  if (collapses && visits.Count(memory) % kEvery == kAt) Advise(memory, bytes, kCollapse);
+  if (collapses && visits.Count(memory) % kMovedEvery == kMovedAt) Advise(memory, bytes, kCollapse);
 #endif
 }
 
